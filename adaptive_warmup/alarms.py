@@ -1,0 +1,101 @@
+"""What is wrong with a run, told apart from what to do with its lr: each alarm says what to check."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeGuard
+
+from adaptive_warmup.signals import Signals
+from adaptive_warmup.statistics import Level, LogScale, critical_t, mean_t, slope_t
+
+_SHORT = 8  # steps over which a KL reward above zero is tested
+_LONG = 16  # steps over which trends are tested
+_DROP = 4.0  # standard errors below its best at which the score has dropped
+_RARE = 0.001  # chance of a false alarm where the KL reward is pure noise
+_HUGE = 1e100
+_DECISIVE = ("kl", "task_reward", "grad_norm", "loss")
+
+
+class Alarm(NamedTuple):
+    """A finding: a stable name for programs, and a sentence for people."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What the alarms remember of the run. `drop_steps` counts the steps that the present score drop has lasted."""
+
+    reward: Level = field(default_factory=Level)
+    grad_norm: LogScale = field(default_factory=LogScale)
+    rewards: tuple[float, ...] = ()
+    kl_rewards: tuple[float, ...] = ()
+    grad_z: float = 0.0
+    drop_steps: int = 0
+
+
+def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
+    """Take in one step's signals; the alarms are those that hold now, empty on a healthy step."""
+    reward, grad_norm, grad_z = memory.reward, memory.grad_norm, 0.0
+    rewards, kl_rewards = memory.rewards, memory.kl_rewards
+    if is_finite(signals.task_reward):
+        reward = reward.update(signals.task_reward)
+    if is_finite(signals.grad_norm) and signals.grad_norm > 0.0:
+        grad_z = grad_norm.z(signals.grad_norm)
+        grad_norm = grad_norm.update(signals.grad_norm)
+    if is_finite(signals.kl_reward):
+        kl_rewards = (*kl_rewards, signals.kl_reward)[-_LONG:]
+        if is_finite(signals.task_reward):  # trends are compared only over the same steps
+            rewards = (*rewards, signals.task_reward)[-_LONG:]
+    dropped = reward.drop > _DROP
+    after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, memory.drop_steps + 1 if dropped else 0)
+    found = (_non_finite(signals), _gaming(after) if signals.kl_reward is not None else None, _drop(after))
+    return after, tuple(alarm for alarm in found if alarm)
+
+
+def is_finite(x: float | None) -> TypeGuard[float]:
+    """True for a reported value that arithmetic can be done on; squares of larger ones would overflow."""
+    return x is not None and -_HUGE < x < _HUGE
+
+
+def _non_finite(signals: Signals) -> Alarm | None:
+    reported = [(name, getattr(signals, name)) for name in _DECISIVE]
+    broken = [f"{name} is {value}" for name, value in reported if value is not None and not is_finite(value)]
+    if not broken:
+        return None
+    return Alarm(
+        "non_finite",
+        f"{' and '.join(broken)}: check for overflow (fp16?), empty masks, log(0); skip updates that are not finite",
+    )
+
+
+def _gaming(memory: Watch) -> Alarm | None:
+    recent = memory.kl_rewards[-_SHORT:]
+    if len(recent) == _SHORT and mean_t(recent) > critical_t(_RARE, _SHORT - 1):
+        return Alarm(
+            "kl_gaming",
+            f"the KL reward is {math.fsum(recent) / _SHORT:+.3g} on average and pays the policy: tokens count in the KL"
+            " that it did not sample; check the response mask (retrieved text, padding) and the sampler"
+            " (top-p, top-k, minimum length)",
+        )
+    if len(memory.rewards) == len(memory.kl_rewards) == _LONG:
+        critical = critical_t(_RARE, _LONG - 2)
+        if slope_t(memory.kl_rewards) > critical and slope_t(memory.rewards) < -critical:
+            return Alarm(
+                "kl_gaming",
+                f"over {_LONG} steps the KL reward rises while the task reward falls: the policy gives up the task for"
+                " the KL term; check kl_coef against the task reward's range, the response mask and the sampler",
+            )
+    return None
+
+
+def _drop(memory: Watch) -> Alarm | None:
+    if not memory.drop_steps:
+        return None
+    return Alarm(
+        "score_drop",
+        f"the task reward is at {memory.reward.level:.3g}, down from {memory.reward.best:.3g},"
+        f" for {memory.drop_steps} step{'s' if memory.drop_steps > 1 else ''}: more than its noise explains",
+    )

@@ -1,0 +1,208 @@
+"""The controller, pure: `start(config) -> State`, `step(config, state, signals) -> (State, Decision)`.
+
+The lr of update t is base_lr * (the user's schedule) * factor_t, with factor_t in (0, 1]. `start` gives factor_0;
+`step`, fed with what update t was like, gives factor_(t+1). How the factor moves is a law (`laws.py`); what is common
+to all laws is here: the alarms, the phases, the end of the warmup, and handing over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from adaptive_warmup import laws
+from adaptive_warmup.alarms import Alarm, Watch, watch
+from adaptive_warmup.signals import Signals
+from adaptive_warmup.statistics import Level, LogScale
+
+Phase = Literal["warmup", "holding", "backing_off", "at_ceiling", "done"]
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one controller.
+
+    Attributes:
+        warmup_steps: the nominal warmup: its length where no signal says otherwise. Update t = 0, 1, ... then runs at
+            factor min(1, (t + 1) / warmup_steps).
+        target_kl: the policy KL per step that the run should bear at the peak of its schedule, nats per token
+            (post-update k3; other sources are put on this scale). .01 suits one PPO epoch, .02 to .03 four or more.
+        min_warmup_steps: the warmup takes at least so many steps, however safe it looks. None: 5, or `warmup_steps`
+            where that is less.
+        min_factor: the factor is never cut below this, or below the first factor where that is less.
+        guard: whether the ceiling goes on guarding when the warmup is done; False hands over for good.
+        on_gaming: what follows when the KL reward is being gamed: `hold` (no further rise), `warn`, or `stop`.
+        law: `feedback`, or `linear` (the fixed linear warmup, blind to all signals).
+
+    Raises:
+        ValueError: a value out of its range, quoted with the remedy.
+    """
+
+    warmup_steps: int
+    target_kl: float = 0.01
+    min_warmup_steps: int | None = None
+    min_factor: float = 1e-3
+    guard: bool = True
+    on_gaming: Literal["hold", "warn", "stop"] = "hold"
+    law: str = "feedback"
+
+    def __post_init__(self) -> None:
+        _whole("warmup_steps", self.warmup_steps)
+        if self.min_warmup_steps is not None:
+            _whole("min_warmup_steps", self.min_warmup_steps)
+            if self.min_warmup_steps > self.warmup_steps:
+                raise ValueError(
+                    f"min_warmup_steps={self.min_warmup_steps} exceeds warmup_steps={self.warmup_steps}:"
+                    " lower the first or raise the second."
+                )
+        if not (math.isfinite(self.target_kl) and self.target_kl > 0):
+            raise ValueError(f"target_kl={self.target_kl!r} must be a positive number of nats per token, such as 0.01.")
+        if not 0 < self.min_factor <= 1:
+            raise ValueError(f"min_factor={self.min_factor!r} must lie in (0, 1], such as 0.001.")
+        if self.on_gaming not in ("hold", "warn", "stop"):
+            raise ValueError(f"on_gaming={self.on_gaming!r} is unknown: use 'hold', 'warn' or 'stop'.")
+        if self.law not in laws.LAWS:
+            raise ValueError(f"law={self.law!r} is unknown: use one of {', '.join(map(repr, laws.LAWS))}.")
+
+    @property
+    def shortest(self) -> int:
+        """The least number of steps that the warmup takes."""
+        return self.min_warmup_steps or min(5, self.warmup_steps)
+
+    @property
+    def floor(self) -> float:
+        """The least factor."""
+        return min(self.min_factor, 1.0 / self.warmup_steps)
+
+
+def _whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of steps, 1 or more (1 means no warmup).")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that the controller remembers, constant in size.
+
+    Attributes:
+        step: updates decided so far; `factor` belongs to update number `step`, counted from 0.
+        clock: the factor as a position on the nominal ramp, in steps: factor = min(1, clock / warmup_steps).
+        progress: the highest factor so far.
+        finished: the step at which the factor first reached 1, None while it has not.
+        law: the law's own memory, plain scalars by name.
+        watch: the alarms' memory.
+    """
+
+    factor: float
+    clock: float = 1.0
+    step: int = 0
+    progress: float = 0.0
+    finished: int | None = None
+    law: Mapping[str, float] = field(default_factory=dict)
+    watch: Watch = field(default_factory=Watch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain scalars, lists and dicts: JSON and back changes nothing."""
+        plain = asdict(self)
+        plain["watch"] |= {name: list(plain["watch"][name]) for name in ("rewards", "kl_rewards")}
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> State:
+        """The inverse of `to_dict`."""
+        seen = dict(plain["watch"])
+        seen |= {"reward": Level(**seen["reward"]), "grad_norm": LogScale(**seen["grad_norm"])}
+        seen |= {name: tuple(seen[name]) for name in ("rewards", "kl_rewards")}
+        return cls(**{**plain, "law": dict(plain["law"]), "watch": Watch(**seen)})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the next update runs at, and why.
+
+    Attributes:
+        step: the update that the factor is for, counted from 0.
+        factor: multiplies the lr of the user's schedule; in (0, 1].
+        progress: how far the warmup has come, in [0, 1]: the highest factor so far; never falls.
+        phase: `warmup` (rising), `holding` (an alarm forbids rising), `backing_off` (falling), `at_ceiling` (held
+            below the peak by what the run bears), `done` (at the peak).
+        ceiling: the factor that the run is estimated to bear, above 1 where it would bear more than the peak; None
+            where no KL has said.
+        expected_end: the step at which the warmup should finish; None where nothing says that it will.
+        reasons: short sentences, the decisive one first.
+        alarms: what is wrong with the run now.
+        stop: True where `on_gaming="stop"` asks to end the run.
+    """
+
+    step: int
+    factor: float
+    progress: float
+    phase: Phase
+    ceiling: float | None = None
+    expected_end: int | None = None
+    reasons: tuple[str, ...] = ()
+    alarms: tuple[Alarm, ...] = ()
+    stop: bool = False
+
+
+def start(config: Config, at: int = 0) -> State:
+    """The state before update `at`, on the nominal warmup, as if no signal had come until there."""
+    clock = float(min(at + 1, config.warmup_steps))
+    factor = clock / config.warmup_steps
+    finished = min(at, config.warmup_steps - 1) if factor == 1.0 else None
+    return State(factor=factor, clock=clock, step=at, progress=factor, finished=finished)
+
+
+def opening(config: Config, state: State) -> Decision:
+    """The decision that belongs to a state of `start`, taken before anything is known of the run."""
+    phase: Phase = "warmup" if state.finished is None else "done"
+    reason = f"nominal warmup: step {state.clock:.0f} of {config.warmup_steps}"
+    return Decision(state.step, state.factor, state.progress, phase, None, config.warmup_steps - 1, reasons=(reason,))
+
+
+def step(config: Config, state: State, signals: Signals) -> tuple[State, Decision]:
+    """Take in what the last update was like; decide the factor of the next one."""
+    memory, alarms = watch(state.watch, signals)
+    number = state.step + 1
+    if state.finished is not None and not config.guard:
+        after = replace(state, step=number, factor=1.0, watch=memory)
+        return after, Decision(number, 1.0, 1.0, "done", None, state.finished, ("warmup done, handed over",), alarms)
+    move = laws.LAWS[config.law](config, state, signals, memory, alarms)
+    factor = min(max(move.factor, config.floor), 1.0)
+    finished = number if state.finished is None and factor == 1.0 else state.finished
+    progress = 1.0 if finished is not None else max(state.progress, factor)
+    clock = move.clock if move.clock is not None else factor * config.warmup_steps
+    after = State(factor, clock, number, progress, finished, move.memory, memory)
+    decision = Decision(
+        step=number,
+        factor=factor,
+        progress=progress,
+        phase=_phase(state.factor, factor, move),
+        ceiling=move.ceiling,
+        expected_end=finished if finished is not None else _expected_end(config, after, move.ceiling),
+        reasons=move.reasons,
+        alarms=alarms,
+        stop=config.on_gaming == "stop" and any(alarm.name == "kl_gaming" for alarm in alarms),
+    )
+    return after, decision
+
+
+def _phase(before: float, factor: float, move: laws.Move) -> Phase:
+    if factor < 0.9 * before:
+        return "backing_off"
+    if factor == 1.0:
+        return "done"
+    if move.held:
+        return "holding"
+    if move.ceiling is not None and move.ceiling < 1.0 and factor >= 0.9 * move.ceiling:
+        return "at_ceiling"
+    return "warmup"
+
+
+def _expected_end(config: Config, state: State, ceiling: float | None) -> int | None:
+    if ceiling is None:
+        return state.step + math.ceil(config.warmup_steps - state.clock)
+    return state.step + math.ceil(-math.log(state.factor) / laws.rise(config)) if ceiling >= 1.0 else None

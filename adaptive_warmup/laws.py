@@ -1,0 +1,163 @@
+"""Laws: how the factor moves. A law is a function of the config, the state, the signals and what the alarms found.
+
+Each returns a `Move`; the controller clips its factor to [config.floor, 1] and does the rest. To add a law, write one
+and enter it in `LAWS`; the contract suite in tests/test_laws.py then runs on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from adaptive_warmup.alarms import is_finite
+from adaptive_warmup.statistics import Gain
+
+if TYPE_CHECKING:
+    from adaptive_warmup.alarms import Alarm, Watch
+    from adaptive_warmup.controller import Config, State
+    from adaptive_warmup.signals import Signals
+
+_FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
+_CUT = 0.5  # a score drop halves the factor ...
+_CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it lasts
+_NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
+_NO_UPDATE = 1e-6  # likewise where the user's schedule is this near to zero
+_CALM, _OUTLIER = 2.0, 4.0  # z of the grad norm up to which the pace is nominal, and from which the warmup waits
+
+# What each way of measuring reads where the post-update k3 reads 1. `in_loop` is blind to the last mini-batch's update
+# and so reads 3 to 38 times too low, by the number of mini-batches; `clip_fraction` at clip range 0.2.
+_SCALE = {"post_update": 1.0, "probe": 1.0, "in_loop": 0.1, "clip_fraction": 1.75}
+
+
+class Move(NamedTuple):
+    """What a law proposes. `clock` only where the factor is exactly on the nominal ramp; `memory` is the law's own."""
+
+    factor: float
+    memory: Mapping[str, float]
+    reasons: tuple[str, ...]
+    ceiling: float | None = None
+    held: bool = False
+    clock: float | None = None
+
+
+class Law(Protocol):
+    """The signature of a law. Pure: the same arguments give the same move, bit for bit."""
+
+    def __call__(self, config: Config, state: State, signals: Signals, watch: Watch, alarms: tuple[Alarm, ...]) -> Move:
+        """Propose the factor of the next update."""
+        ...
+
+
+def linear(config: Config, state: State, signals: Signals, watch: Watch, alarms: tuple[Alarm, ...]) -> Move:
+    """The null law: the fixed linear warmup, whatever the signals say."""
+    return _nominal(config, state, {}, 1.0, None)
+
+
+def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarms: tuple[Alarm, ...]) -> Move:
+    """The log-gain law: learn the run's gain (KL per lr^2) and go to the lr whose KL is the target.
+
+    The KL target belongs to the peak of the user's schedule: the schedule lies on top of the ceiling, so that where it
+    decays by s the KL decays by s^2. Where the host reports no KL the pace is nominal, a drop of the task reward cuts
+    the factor, and an outlying grad norm slows it.
+    """
+    kl = signals.kl
+    hold = _hold(config, state, alarms)
+    if is_finite(kl) and kl > _NO_MEASUREMENT and _NO_UPDATE < signals.lr_scale < math.inf:
+        gain = _gain(state).update(kl / _SCALE[signals.kl_source], state.factor * signals.lr_scale)
+        ceiling = gain.factor_for(config.target_kl)
+        move = _toward(config, state, gain, ceiling, kl, signals, hold)
+    else:
+        move = _unmeasured(config, state, watch, hold)
+    if watch.drop_steps == 1 or (watch.drop_steps % _CUT_EVERY == 1 and move.ceiling is None):
+        why = f"{_named(alarms, 'score_drop').message}: backing off to {_CUT * move.factor:.2g}"
+        return move._replace(factor=_CUT * move.factor, clock=None, reasons=(why, *move.reasons))
+    return move
+
+
+LAWS: dict[str, Law] = {"feedback": feedback, "linear": linear}
+
+
+def rise(config: Config) -> float:
+    """Most that ln(factor) rises in one measured step: the ramp from 1 / warmup_steps then takes `shortest` steps."""
+    return math.log(config.warmup_steps) / max(config.shortest - 1, 1)
+
+
+def cut(config: Config, state: State, grad_norm: float) -> float:
+    """Feed-forward, known before the damage: what to multiply the lr of the coming update by, in (0, 1].
+
+    1 but for an outlier against the run's own history, which is cut to the size of a usual gradient (as a clipping
+    threshold that the run sets itself), and for a norm that is not finite. That update must be skipped by the host: no
+    lr makes it harmless.
+    """
+    if config.law == "linear" or (state.finished is not None and not config.guard):
+        return 1.0
+    if not math.isfinite(grad_norm):
+        return config.floor
+    if grad_norm <= 0.0 or state.watch.grad_norm.z(grad_norm) <= _OUTLIER:
+        return 1.0
+    return max(math.exp(state.watch.grad_norm.mean - math.log(grad_norm)), config.floor)
+
+
+def _gain(state: State) -> Gain:
+    return Gain(state.law.get("gain", 0.0), int(state.law.get("count", 0)))
+
+
+def _hold(config: Config, state: State, alarms: tuple[Alarm, ...]) -> str | None:
+    """Why the factor may not rise now, if so."""
+    for alarm in alarms:
+        if alarm.name == "non_finite":
+            return f"{alarm.message.split(':', 1)[0]}: holding at {state.factor:.2g}"
+        if alarm.name == "score_drop" or (alarm.name == "kl_gaming" and config.on_gaming != "warn"):
+            return f"{alarm.message.split(':', 1)[0]}: no further rise"
+    return None
+
+
+def _named(alarms: tuple[Alarm, ...], name: str) -> Alarm:
+    return next(alarm for alarm in alarms if alarm.name == name)
+
+
+def _toward(
+    config: Config, state: State, gain: Gain, ceiling: float, kl: float, signals: Signals, hold: str | None
+) -> Move:
+    """Go to the ceiling in logs, at most `rise` up and `_FALL` down; not up at all where something holds."""
+    want = math.log(ceiling / state.factor)
+    step = max(min(want, 0.0 if hold else rise(config)), -_FALL)
+    factor = min(state.factor * math.exp(step), 1.0)
+    budget = config.target_kl * _SCALE[signals.kl_source] * signals.lr_scale**2
+    what = f"kl {kl:.2g} is {kl / budget:.2g} x target: "
+    if step < 0.0:
+        what += f"backing off to {factor:.2g}"
+    elif factor == 1.0:
+        what += "at the peak"
+    else:
+        what += f"rising to {factor:.2g}" if step else f"holding at {factor:.2g}"
+    memory = {"gain": gain.log, "count": gain.count, "silent": 0}
+    return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
+
+
+def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) -> Move:
+    """No KL now: the nominal pace, under the last ceiling for as long as that is worth anything."""
+    memory = dict(state.law)
+    ceiling = None
+    if memory.get("count"):
+        memory["silent"] = silent = memory["silent"] + 1
+        ceiling = _gain(state).factor_for(config.target_kl)
+        if silent > max(config.warmup_steps, 10):  # one whole nominal warmup without a word: the ceiling is forgotten
+            memory, ceiling = {}, None
+    pace = 0.0 if hold else min(max((_OUTLIER - watch.grad_z) / (_OUTLIER - _CALM), 0.0), 1.0)
+    move = _nominal(config, state, memory, pace, ceiling)
+    return move._replace(reasons=(hold, *move.reasons), held=True) if hold else move
+
+
+def _nominal(config: Config, state: State, memory: Mapping[str, float], pace: float, ceiling: float | None) -> Move:
+    """One step of `pace` nominal steps along the linear ramp, not past the ceiling, never down."""
+    clock = min(state.clock + pace, float(config.warmup_steps))
+    factor = clock / config.warmup_steps
+    if ceiling is not None and factor > ceiling:
+        factor = max(min(ceiling, 1.0), state.factor)
+        return Move(factor, memory, (f"no kl: staying under the last known ceiling {ceiling:.2g}",), ceiling)
+    if factor == 1.0:
+        return Move(1.0, memory, ("warmup done",), ceiling, clock=clock)
+    words = "nominal pace" if pace == 1.0 else f"grad norm out of its range: {pace:.0%} of the nominal pace"
+    return Move(factor, memory, (f"{words}: {clock:.4g} of {config.warmup_steps} steps",), ceiling, pace == 0.0, clock)

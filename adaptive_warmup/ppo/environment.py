@@ -1,0 +1,48 @@
+"""What the PPO loop asks of a task: problems, replies in mid-episode, and a score.
+
+An episode is a prompt, then turns. The policy writes until one of `stops` appears in its text (or its end-of-text
+token); the environment then either inserts a reply, after which the policy writes on, or ends the episode. Inserted
+tokens are the environment's: the response mask keeps them out of every loss and out of the KL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Split = Literal["train", "eval"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One prompt with what is needed to score a response to it.
+
+    Attributes:
+        prompt: the text that the policy continues.
+        answer: whatever `Environment.score` needs; never shown to the policy.
+    """
+
+    prompt: str
+    answer: Any
+
+
+class Environment(Protocol):
+    """A task. Implementations hold no state of an episode, so any number of episodes may run at once."""
+
+    stops: tuple[str, ...]
+    """Strings that end the policy's turn; empty where only the end-of-text token does."""
+
+    max_turns: int
+    """Replies given at most in one episode; after the last one `reply` is not asked again."""
+
+    def sample(self, count: int, seed: int, split: Split = "train") -> list[Problem]:
+        """`count` problems of the split; the same seed gives the same problems."""
+        ...
+
+    def reply(self, problem: Problem, response: str) -> str | None:
+        """The text inserted after `response` (all turns so far), or None where the episode ends."""
+        ...
+
+    def score(self, problem: Problem, response: str) -> float:
+        """The task reward of the whole response, without any KL term."""
+        ...

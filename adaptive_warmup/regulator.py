@@ -1,0 +1,149 @@
+"""A controller with its memory: gathers signals between decisions, decides, and saves itself. Used by every adapter.
+
+Imports no torch: a tensor is whatever can `detach`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from adaptive_warmup import controller, laws
+from adaptive_warmup.alarms import Alarm
+from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.signals import Signals, check_name, check_source
+
+_log = logging.getLogger("adaptive_warmup")
+
+
+class Regulator:
+    """One controller at work.
+
+    Attributes:
+        config: its settings.
+        state: its memory.
+        decision: the latest decision; at first the one for update 0.
+        signals: what the latest decision was taken on; None at first.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.restart()
+
+    def restart(self, at: int = 0) -> None:
+        """Forget everything: the next update is number `at`, on the nominal warmup."""
+        self.state = controller.start(self.config, at)
+        self.decision = controller.opening(self.config, self.state)
+        self.signals: Signals | None = None
+        self._waiting: dict[str, Any] = {}
+        self._cuts: list[float] = []
+
+    def observe(self, kl_source: str | None = None, **signals: Any) -> None:
+        """Take in any subset of the signals of `Signals`; of one reported twice before a decision the last counts.
+
+        Values are floats, numpy scalars or one-element tensors. A tensor on a device is not read before `decide`.
+
+        Raises:
+            TypeError: an unknown signal, or a value that is no number.
+            ValueError: an array or tensor of more than one element; an unknown `kl_source`.
+        """
+        for name, value in signals.items():
+            check_name(name)
+            if value is not None:
+                self._waiting[name] = _taken(name, value)
+        if kl_source is not None:
+            check_source(kl_source)
+            self._waiting["kl_source"] = kl_source
+
+    def cut(self, grad_norm: float) -> float:
+        """What to multiply the lr of the coming update by, in (0, 1], given its gradient's norm (see `laws.cut`)."""
+        cut = laws.cut(self.config, self.state, grad_norm)
+        self._cuts.append(cut)
+        return cut
+
+    def decide(self, lr_scale: float = 1.0) -> Decision:
+        """The decision for the next update, on all that was observed since the last one.
+
+        Args:
+            lr_scale: multiplier of the user's own schedule during the step just done.
+        """
+        if self._cuts:
+            lr_scale *= sum(self._cuts) / len(self._cuts)
+        self.signals = Signals(lr_scale=lr_scale, **_read(self._waiting))
+        before = self.decision
+        self.state, self.decision = controller.step(self.config, self.state, self.signals)
+        self._waiting, self._cuts = {}, []
+        for alarm in self.decision.alarms:
+            if alarm.name not in [known.name for known in before.alarms]:
+                _log.warning("step %d, %s: %s", self.state.step, alarm.name, alarm.message)
+        return self.decision
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next decisions depend on, as plain scalars, lists and dicts."""
+        content = {
+            "config": asdict(self.config),
+            "state": self.state.to_dict(),
+            "waiting": _read(self._waiting),
+            "cuts": list(self._cuts),
+            "decision": _plain(self.decision),
+        }
+        return {"version": controller.VERSION, "checksum": _checksum(content), **content}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on exactly where `saved` was taken; the settings stay those of this regulator.
+
+        Raises:
+            ValueError: a state of another version, or one that is damaged. Nothing is changed then.
+        """
+        if not isinstance(saved, Mapping) or saved.get("version") != controller.VERSION:
+            found = saved.get("version") if isinstance(saved, Mapping) else saved
+            raise ValueError(
+                f"this adaptive_warmup reads states of version {controller.VERSION}, found {found!r}:"
+                " resume with the version of adaptive_warmup that saved it, or start without this state."
+            )
+        content = {key: value for key, value in saved.items() if key not in ("version", "checksum")}
+        if _checksum(content) != saved.get("checksum"):
+            raise ValueError(
+                f"the adaptive_warmup state is damaged (checksum {saved.get('checksum')!r} does not fit its content):"
+                " resume from another checkpoint."
+            )
+        if content["config"] != asdict(self.config):
+            _log.warning("resuming with %s; the state was saved with %s", self.config, content["config"])
+        self.state = controller.State.from_dict(content["state"])
+        self.decision = _decision(content["decision"])
+        self._waiting, self._cuts = dict(content["waiting"]), list(content["cuts"])
+
+
+def _taken(name: str, value: Any) -> Any:
+    """A float now where that costs nothing; a tensor on a device is kept, cut loose from the graph."""
+    shape = tuple(getattr(value, "shape", ()))
+    if any(n != 1 for n in shape):
+        raise ValueError(f"signal {name!r} has shape {shape}: report one number, such as its mean.")
+    if hasattr(value, "detach") and value.device.type != "cpu":
+        return value.detach().clone()  # a copy, since the caller may go on writing into it
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"signal {name!r} is {value!r}: report a number.") from error
+
+
+def _read(waiting: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: float(value) if hasattr(value, "detach") else value for name, value in waiting.items()}
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True, default=str).encode())
+
+
+def _plain(decision: Decision) -> dict[str, Any]:
+    plain = asdict(decision)
+    return plain | {"reasons": list(decision.reasons), "alarms": [list(alarm) for alarm in decision.alarms]}
+
+
+def _decision(plain: Mapping[str, Any]) -> Decision:
+    alarms = tuple(Alarm(*alarm) for alarm in plain["alarms"])
+    return Decision(**{**plain, "reasons": tuple(plain["reasons"]), "alarms": alarms})

@@ -1,0 +1,86 @@
+"""What one step was like: the signals a run reports, each with its unit, estimator and reduction."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Literal
+
+KLSource = Literal["post_update", "probe", "in_loop", "clip_fraction"]
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """The signals of one step. Every one is optional: None is "not reported", NaN is "reported, and broken".
+
+    A step is what lies between two decisions: an RL step (rollout, then its mini-batches) where the host has such
+    steps, else one optimizer update. Estimators k1, k2, k3 are those of Schulman, "Approximating KL divergence" (2020).
+
+    Attributes:
+        kl: how far the step moved the policy: KL(before the step || after it), nats per response token, averaged over
+            the tokens. Best is k3 on the step's own rollout after its last mini-batch, see `kl_source`.
+        kl_source: how `kl` was measured, since each way has its own scale.
+            `post_update`: after the last update of the step. `probe`: the same, exact over the vocabulary, on a few
+            sequences. `in_loop`: the mean of what PPO code calls `approx_kl`, measured *before* each mini-batch's
+            update. `clip_fraction`: not a KL at all; the share of tokens whose ratio was clipped, for hosts that
+            report nothing else.
+        reference_kl: signed k1 against the frozen reference, nats per response token. Negative in the mean only where
+            tokens were counted that the policy did not sample.
+        task_reward: mean score of the rollout, without any KL term, in the task's own units.
+        kl_reward: the KL part of the reward, mean over sequences of its sum over a sequence's tokens, signed:
+            -kl_coef * sum(k1). Healthy runs have it at or below zero.
+        grad_norm: L2 norm of the gradient before clipping.
+        loss: the loss that was minimised.
+        clip_fraction: share of response tokens whose importance ratio left the clip range.
+        entropy: of the policy, nats per response token.
+        explained_variance: of the returns by the value model, at most 1.
+        update_norm: L2 norm of the parameters' change.
+        lr_scale: the lr of the step was base_lr * factor * lr_scale: the multiplier of the user's own schedule (and of
+            a cut for an outlying gradient). The adapters fill it in.
+    """
+
+    kl: float | None = None
+    kl_source: KLSource = "post_update"
+    reference_kl: float | None = None
+    task_reward: float | None = None
+    kl_reward: float | None = None
+    grad_norm: float | None = None
+    loss: float | None = None
+    clip_fraction: float | None = None
+    entropy: float | None = None
+    explained_variance: float | None = None
+    update_norm: float | None = None
+    lr_scale: float = 1.0
+
+
+KL_SOURCES: tuple[KLSource, ...] = ("post_update", "probe", "in_loop", "clip_fraction")
+NAMES: tuple[str, ...] = tuple(f.name for f in fields(Signals) if f.name not in ("kl_source", "lr_scale"))
+
+# What other programs call these; an unknown name is answered with the right one, never guessed into place.
+_ELSEWHERE = {
+    "approx_kl": "kl, with kl_source='in_loop'",
+    "ppo_kl": "kl, with kl_source='in_loop'",
+    "clipfrac": "clip_fraction",
+    "reward": "task_reward",
+    "rewards": "task_reward",
+    "score": "task_reward",
+    "non_score_reward": "kl_reward",
+    "gradient_norm": "grad_norm",
+    "lr": "nothing: the controller knows the lr",
+}
+
+
+def check_name(name: str) -> None:
+    """Raise TypeError naming the nearest known signal if `name` is not one."""
+    if name in NAMES:
+        return
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
+    hint = _ELSEWHERE.get(name) or (near[0] if near else None)
+    meant = f" Did you mean {hint}?" if hint else ""
+    raise TypeError(f"unknown signal {name!r}.{meant} Known signals: {', '.join(NAMES)}.")
+
+
+def check_source(source: str) -> None:
+    """Raise ValueError if `source` is no way of measuring the KL that we know."""
+    if source not in KL_SOURCES:
+        raise ValueError(f"kl_source={source!r} is unknown: use one of {', '.join(KL_SOURCES)}.")

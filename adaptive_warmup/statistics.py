@@ -1,0 +1,135 @@
+"""Online estimators in constant memory. Each is immutable: `update(x)` gives the next one; all state is plain scalars.
+
+Non-finite values never come in here; the alarms keep them out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+_LEVEL = 0.25  # smoothing of a level: remembers about 7 steps
+_NOISE = 0.1  # smoothing of its noise: about 20 steps
+_FORGET = 0.01  # the best of a run fades over about 100 steps, so that a task that grows harder is no drop for ever
+_SETTLED = 8  # observations before an estimate is believed
+_OUTLIER = 5.0  # a value further out than so many sd counts as so many sd
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """ln(KL / lr_factor^2), the run's gain, as a smoothed estimate that believes bad news sooner than good news.
+
+    For a small update the KL is quadratic in the step, KL = g * lr^2 / 2 with g the Fisher norm of the direction
+    (Amari 1998), so ln KL - 2 ln lr is the same at every lr but for slow drift and noise.
+    """
+
+    log: float = 0.0
+    count: int = 0
+
+    def update(self, kl: float, factor: float) -> Gain:
+        """Take in a KL (> 0, nats per token) that an update at `factor` (> 0) caused."""
+        seen = math.log(kl) - 2.0 * math.log(factor)
+        if not self.count:
+            return Gain(seen, 1)
+        surprise = min(seen - self.log, 4.0)  # one absurd reading is not allowed to move it without bound
+        return Gain(self.log + (0.5 if surprise > 0 else 0.15) * surprise, self.count + 1)
+
+    def factor_for(self, kl: float) -> float:
+        """The factor at which an update would cause `kl`."""
+        return math.exp(min(0.5 * (math.log(kl) - self.log), 100.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The level of a noisy series, its best so far, and how far below the best it is in units of its own noise.
+
+    The noise comes from successive differences (von Neumann 1941), so a trend does not count as noise.
+    """
+
+    level: float = 0.0
+    best: float = 0.0
+    last: float = 0.0
+    variance: float = 0.0
+    count: int = 0
+
+    def update(self, x: float) -> Level:
+        """Take in one value; one far outside the noise counts as one just outside."""
+        if not self.count:
+            return Level(x, x, x, 0.0, 1)
+        reach = _OUTLIER * math.sqrt(self.variance)
+        if self.count >= _SETTLED and reach > 0.0:
+            x = min(max(x, self.level - reach), self.level + reach)
+        difference = x - self.last
+        weight = max(_NOISE, 1.0 / self.count)  # a plain mean at first
+        variance = self.variance + weight * (0.5 * difference * difference - self.variance)
+        level = self.level + max(_LEVEL, 1.0 / (self.count + 1)) * (x - self.level)
+        best = max(level, self.best - _FORGET * (self.best - level)) if self.count >= _SETTLED else level
+        return Level(level, best, x, variance, self.count + 1)
+
+    @property
+    def drop(self) -> float:
+        """How far the level is below its best, in standard errors of that difference; 0 until settled."""
+        gap = self.best - self.level
+        if self.count <= _SETTLED or gap <= 0.0:
+            return 0.0
+        error = math.sqrt(2.0 * self.variance * _LEVEL / (2.0 - _LEVEL))
+        return gap / error if error > 0.0 else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class LogScale:
+    """Typical size of a positive series, in logs, so that a constant factor on all values changes nothing."""
+
+    mean: float = 0.0
+    variance: float = 0.0
+    count: int = 0
+
+    def update(self, x: float) -> LogScale:
+        """Take in one value > 0."""
+        log = math.log(x)
+        if not self.count:
+            return LogScale(log, 0.0, 1)
+        surprise = log - self.mean
+        weight = max(0.05, 1.0 / (self.count + 1))
+        mean = self.mean + weight * surprise
+        return LogScale(mean, (1.0 - weight) * (self.variance + weight * surprise * surprise), self.count + 1)
+
+    def z(self, x: float) -> float:
+        """How far out `x` > 0 is, in standard deviations of the log; 0 until settled."""
+        if self.count < _SETTLED:
+            return 0.0
+        # Norms that hardly vary would make an outlier of a change that means nothing: 10 % at least is one sd.
+        return (math.log(x) - self.mean) / max(math.sqrt(self.variance), 0.1)
+
+
+def mean_t(window: tuple[float, ...]) -> float:
+    """Student's t of the hypothesis that the window's mean is zero; signed, infinite for a constant other than 0."""
+    n = len(window)
+    mean = sum(window) / n
+    square = sum([(x - mean) * (x - mean) for x in window]) / (n - 1)
+    return _ratio(mean, math.sqrt(square / n))
+
+
+def slope_t(window: tuple[float, ...]) -> float:
+    """Student's t of the hypothesis that the window has no linear trend; signed."""
+    n = len(window)
+    mean, middle = sum(window) / n, 0.5 * (n - 1)
+    spread = n * (n * n - 1) / 12.0
+    slope = sum([(i - middle) * (x - mean) for i, x in enumerate(window)]) / spread
+    rest = [x - mean - slope * (i - middle) for i, x in enumerate(window)]
+    return _ratio(slope, math.sqrt(sum([r * r for r in rest]) / (n - 2) / spread))
+
+
+def _ratio(estimate: float, error: float) -> float:
+    if error > 0.0:
+        return estimate / error
+    return math.copysign(math.inf, estimate) if estimate else 0.0
+
+
+@cache
+def critical_t(p: float, degrees: int) -> float:
+    """The t that chance exceeds with probability `p` (one-sided) at so many degrees of freedom."""
+    from scipy.special import stdtrit  # here, since it costs more to import than the whole library
+
+    return float(-stdtrit(degrees, p))

@@ -1,0 +1,256 @@
+"""`AdaptiveWarmupCallback`: attach it to any `transformers.Trainer`, and its schedule warms up by feedback.
+
+How it drives the lr: at the begin of a step it writes scheduled lr * factor into the optimizer's param groups, and
+after the update it puts the schedule's own lr back. So every schedule works (those that compute the next lr from the
+last one, and ReduceLROnPlateau and GreedyLR, which step at evaluations), and a checkpoint holds nothing that a Trainer
+without the callback would stumble over.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.regulator import Regulator
+from adaptive_warmup.schedules import built_in_warmup, scheduled_lrs, wants_a_metric
+
+_log = logging.getLogger("adaptive_warmup")
+_PHASES = ("warmup", "holding", "backing_off", "at_ceiling", "done")
+
+
+def default_warmup_steps(max_steps: int) -> int:
+    """The nominal warmup where neither the callback nor the Trainer sets one: a tenth of the run, from 10 to 1000."""
+    return min(max(max_steps // 10, 10), 1000)
+
+
+class AdaptiveWarmupCallback(TrainerCallback, ExportableState):
+    """Adaptive warmup for a `transformers.Trainer`.
+
+        trainer = Trainer(..., callbacks=[AdaptiveWarmupCallback()])
+
+    Reads the loss and the gradient norm before clipping at every step, whatever `logging_steps` is, and what
+    `observe` is given. Logs `adaptive_warmup/*` with the Trainer's own logs:
+
+    - `factor`: the lr of the step logged was the schedule's lr times this; `nominal`: what it would be without signals
+    - `progress`, `ceiling`: as in `Decision`, ceiling only once it is known
+    - `phase`: 0 warmup, 1 holding, 2 backing_off, 3 at_ceiling, 4 done; `alarms`: how many there are
+
+    Its state travels in the checkpoint's `trainer_state.json`.
+
+    Args:
+        warmup_steps: the nominal warmup. None: the Trainer's own `warmup_steps`, which this then replaces (its ramp is
+            not applied on top); where that is 0, `default_warmup_steps(max_steps)`.
+        settings: those of `Config` by name.
+
+    Raises:
+        TypeError, ValueError: a setting that is unknown or out of range.
+    """
+
+    def __init__(self, warmup_steps: int | None = None, **settings: Any) -> None:
+        self._settings = {"warmup_steps": warmup_steps, **settings}
+        Config(**{**self._settings, "warmup_steps": warmup_steps or 10**9})  # bad settings fail here, not in train()
+        if warmup_steps is not None:
+            Config(warmup_steps)
+        self.regulator: Regulator | None = None
+        self.saved: dict[str, Any] | None = None
+        self._waiting: list[dict[str, Any]] = []
+        self._taps: list[tuple[Trainer, str]] = []
+        self._loss: Any = None  # of the running step, unread
+        self._grad_norm: Any = None
+        self._used: Decision | None = None  # the decision that the step just done ran under
+
+    @property
+    def decision(self) -> Decision | None:
+        """The latest decision; None before training has begun."""
+        return self.regulator.decision if self.regulator else None
+
+    def observe(self, **signals: Any) -> None:
+        """Report any subset of the signals of `Signals` (and `kl_source`) on the step that is running.
+
+        Raises:
+            TypeError, ValueError: as `Regulator.observe`.
+        """
+        if self.regulator:
+            self.regulator.observe(**signals)
+        else:
+            Regulator(Config(1)).observe(**signals)  # refuses what is wrong, here where it comes in
+            self._waiting.append(signals)
+
+    def state(self) -> dict[str, Any]:
+        """For the Trainer's checkpoints."""
+        saved = self.regulator.state_dict() if self.regulator else None
+        return {"args": dict(self._settings), "attributes": {"saved": saved}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Settle the nominal warmup, go on where a checkpoint left off, and find the Trainer."""
+        optimizer, schedule = kwargs.get("optimizer"), kwargs.get("lr_scheduler")
+        if optimizer is None or schedule is None:
+            raise ValueError(
+                "AdaptiveWarmupCallback found no optimizer with an lr schedule: let the Trainer make both."
+            )
+        schedule = getattr(schedule, "scheduler", schedule)  # AcceleratedScheduler
+        self._optimizer, self._schedule = optimizer, schedule
+        self._metric_driven = wants_a_metric(schedule)
+        first = optimizer.param_groups[0]
+        self._peak = float(args.learning_rate if self._metric_driven else first.get("initial_lr", first["lr"]))
+        self.regulator = Regulator(self._config(args, state.max_steps))
+        self._resume(state)
+        self._attach(_calling_trainer(self))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put our lr in place of the schedule's."""
+        self._loss = self._grad_norm = self._used = None
+        self._theirs = self._lrs()
+        self._ours = self._theirs if self._metric_driven else scheduled_lrs(self._schedule)
+        self._write([lr * self._regulator.decision.factor for lr in self._ours])
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Cut this update if its gradient is an outlier; only where reading the norm waits for no device."""
+        norm = self._grad_norm
+        if norm is None or (isinstance(norm, Tensor) and norm.device.type != "cpu"):
+            return
+        cut = self._regulator.cut(float(norm))
+        if cut < 1.0:
+            self._write([lr * self._regulator.decision.factor * cut for lr in self._ours])
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the schedule its own lr back, and leave the lr that was used where the Trainer reads it for its log."""
+        if not self._metric_driven:  # for the others it reads the param groups, which keep ours until the step's end
+            used = self._lrs()
+            self._write(self._theirs)
+            self._schedule._last_lr = used
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Decide on the next step's factor."""
+        used = self._used = self._regulator.decision
+        self._regulator.observe(loss=self._loss, grad_norm=self._grad_norm)
+        decision = self._regulator.decide(self._ours[0] / self._peak if self._peak else 0.0)
+        if decision.phase != used.phase:
+            _log.info("step %d, %s: %s", state.global_step, decision.phase, "; ".join(decision.reasons))
+        if decision.stop:
+            control.should_training_stop = True
+        if self._metric_driven:
+            self._write(self._theirs)
+        else:
+            self._schedule._last_lr = self._lrs()  # also where no schedule stepped, after an overflow
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the Trainer as it was."""
+        self._detach()
+
+    @property
+    def _regulator(self) -> Regulator:
+        if self.regulator is None:
+            raise RuntimeError("AdaptiveWarmupCallback was added while training ran: add it before trainer.train().")
+        return self.regulator
+
+    def _config(self, args: TrainingArguments, max_steps: int) -> Config:
+        theirs = max(args.get_warmup_steps(max_steps), built_in_warmup(self._schedule))
+        ours = self._settings["warmup_steps"]
+        steps = ours or theirs or default_warmup_steps(max_steps)
+        source = "the callback's setting" if ours else "the Trainer's warmup_steps" if theirs else "a tenth of the run"
+        replaced = f"; replaces the Trainer's ramp of {theirs} steps" if theirs else ""
+        _log.info("nominal warmup %d steps (%s)%s", steps, source, replaced)
+        return Config(**{**self._settings, "warmup_steps": steps})
+
+    def _resume(self, state: TrainerState) -> None:
+        name = type(self).__name__
+        callbacks = cast("dict[str, Any]", state.stateful_callbacks)
+        stored = callbacks.setdefault(name, {})  # the Trainer expects an entry when it saves
+        saved = self.saved or stored.get("attributes", {}).get("saved")
+        if saved and state.global_step:
+            self._regulator.load_state_dict(saved)
+        elif state.global_step:
+            self._regulator.restart(at=state.global_step)
+            _log.info("the checkpoint has no adaptive_warmup state: going on from the nominal warmup")
+        for signals in self._waiting:
+            self._regulator.observe(**signals)
+        self.saved, self._waiting = None, []
+
+    def _attach(self, trainer: Trainer | None) -> None:
+        self._detach()
+        if trainer is None:
+            _log.warning("no transformers.Trainer runs this callback: report grad_norm and loss by observe() yourself")
+            return
+        if sum(isinstance(callback, AdaptiveWarmupCallback) for callback in trainer.callback_handler.callbacks) > 1:
+            raise ValueError("two AdaptiveWarmupCallbacks on one Trainer would both set the lr: remove one of them.")
+        self._tap(trainer, "_get_grad_norm", self._see_grad_norm)
+        self._tap(trainer, "training_step", self._see_loss)
+        self._tap(trainer, "log", self._add_figures)
+
+    def _tap(self, trainer: Trainer, method: str, see: Callable[..., Any]) -> None:
+        """Shadow a method of this one Trainer by one that looks at what passes, until `_detach`."""
+        original = getattr(trainer, method)
+
+        def tapped(*args: Any, **kwargs: Any) -> Any:
+            return see(original, *args, **kwargs)
+
+        setattr(trainer, method, tapped)
+        self._taps.append((trainer, method))
+
+    def _detach(self) -> None:
+        for trainer, method in self._taps:
+            vars(trainer).pop(method, None)
+        self._taps = []
+
+    def _see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._grad_norm = original(*args, **kwargs)
+        return self._grad_norm
+
+    def _see_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        loss = original(*args, **kwargs)  # of one micro-batch, its share of the step's loss, detached
+        self._loss = loss if self._loss is None else self._loss + loss
+        return loss
+
+    def _add_figures(self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
+        if "loss" in logs and self._used is not None:
+            logs |= {f"adaptive_warmup/{name}": value for name, value in self._figures(self._used).items()}
+        return original(logs, *args, **kwargs)
+
+    def _figures(self, used: Decision) -> dict[str, float]:
+        figures: dict[str, float] = {
+            "factor": used.factor,
+            "nominal": min(1.0, (used.step + 1) / self._regulator.config.warmup_steps),
+            "progress": used.progress,
+            "phase": _PHASES.index(used.phase),
+            "alarms": len(used.alarms),
+        }
+        return figures if used.ceiling is None else figures | {"ceiling": used.ceiling}
+
+    def _lrs(self) -> list[float]:
+        return [float(group["lr"]) for group in self._optimizer.param_groups]
+
+    def _write(self, lrs: list[float]) -> None:
+        for group, lr in zip(self._optimizer.param_groups, lrs, strict=False):  # groups may have been added in between
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+
+def _calling_trainer(callback: TrainerCallback) -> Trainer | None:
+    """The Trainer that is calling `callback`: callbacks are handed everything but the Trainer itself."""
+    frame = inspect.currentframe()
+    while frame:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, Trainer) and callback in candidate.callback_handler.callbacks:
+            return candidate
+        frame = frame.f_back
+    return None
