@@ -1,0 +1,82 @@
+"""Alarms on seeded streams: what rings, when, and what stays silent."""
+
+from __future__ import annotations
+
+import random
+
+from adaptive_warmup.alarms import Watch, watch
+from adaptive_warmup.signals import Signals
+
+
+def ring(stream: list[Signals]) -> list[tuple[int, str]]:
+    """(step, alarm) for each time an alarm sets in."""
+    memory, before, rung = Watch(), set(), []
+    for step, signals in enumerate(stream):
+        memory, alarms = watch(memory, signals)
+        now = {alarm.name for alarm in alarms}
+        rung += [(step, name) for name in sorted(now - before)]
+        before = now
+    return rung
+
+
+def healthy(steps: int, seed: int) -> list[Signals]:
+    """The score climbs with noise; the KL reward starts at zero and falls, since the KL only grows."""
+    draws = random.Random(seed)
+    return [
+        Signals(
+            task_reward=0.3 + 0.5 * min(1.0, t / 100) + draws.gauss(0.0, 0.05),
+            kl_reward=-0.01 * min(t, 50) / 50 + draws.gauss(0.0, 0.004),
+            grad_norm=1.0 + draws.random(),
+            loss=draws.gauss(0.0, 0.1),
+        )
+        for t in range(steps)
+    ]
+
+
+def test_healthy_runs_ring_nothing_or_nearly() -> None:
+    rung = [alarm for seed in range(20) for alarm in ring(healthy(300, seed))]
+    assert len(rung) <= 12  # of 6000 steps
+    assert sum(name == "kl_gaming" for _, name in rung) <= 6
+
+
+def test_a_kl_reward_above_zero_rings_after_eight_steps() -> None:
+    draws = random.Random(0)
+    stream = [Signals(kl_reward=draws.gauss(0.5, 0.1), task_reward=0.5) for _ in range(10)]
+    assert ring(stream) == [(7, "kl_gaming")]
+
+
+def test_a_kl_reward_below_zero_never_rings() -> None:
+    assert ring([Signals(kl_reward=-0.1 - 0.01 * (t % 3), task_reward=0.5) for t in range(100)]) == []
+
+
+def test_kl_reward_rising_while_the_task_reward_falls_rings_although_below_zero() -> None:
+    """The collapse of Search-R1: total reward rises, the score goes."""
+    draws = random.Random(0)
+    stream = [
+        Signals(kl_reward=-10.0 + 0.3 * t + draws.gauss(0, 0.1), task_reward=0.9 - 0.01 * t + draws.gauss(0, 0.01))
+        for t in range(20)
+    ]
+    assert (15, "kl_gaming") in ring(stream)
+
+
+def test_both_falling_is_no_gaming() -> None:
+    stream = [Signals(kl_reward=-0.3 * t, task_reward=0.9 - 0.01 * t) for t in range(15)]
+    assert "kl_gaming" not in [name for _, name in ring(stream)]
+
+
+def test_a_score_that_drops_rings_and_says_from_where() -> None:
+    draws = random.Random(0)
+    scores = [draws.gauss(0.8, 0.03) for _ in range(50)] + [draws.gauss(0.3, 0.03) for _ in range(10)]
+    rung = ring([Signals(task_reward=score) for score in scores])
+    assert [name for _, name in rung] == ["score_drop"]
+    assert 50 <= rung[0][0] <= 52
+
+
+def test_a_broken_value_rings_for_as_long_as_it_comes() -> None:
+    nan = float("nan")
+    stream = [Signals(loss=x, entropy=nan) for x in (1.0, nan, nan, 1.0, nan)]
+    assert ring(stream) == [(1, "non_finite"), (4, "non_finite")]  # a broken entropy decides nothing
+
+
+def test_values_too_large_to_square_count_as_broken() -> None:
+    assert ring([Signals(task_reward=1e300)]) == [(0, "non_finite")]

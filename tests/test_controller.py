@@ -1,0 +1,341 @@
+"""The properties that hold whatever the law, and the feedback law on a simulated run, as numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptive_warmup import controller
+from adaptive_warmup.controller import Config, Decision, State
+from adaptive_warmup.laws import LAWS
+from adaptive_warmup.signals import KL_SOURCES, Signals
+from tests.plant import Plant, factors, run
+
+anything = st.none() | st.floats(allow_nan=True, allow_infinity=True)
+positive = st.floats(1e-9, 1e3)
+ordinary = st.floats(-1e3, 1e3)
+any_signals = st.builds(
+    Signals,
+    kl=anything,
+    kl_source=st.sampled_from(KL_SOURCES),
+    reference_kl=anything,
+    task_reward=anything,
+    kl_reward=anything,
+    grad_norm=anything,
+    loss=anything,
+    lr_scale=st.floats(0.0, 2.0) | anything.filter(lambda x: x is not None),
+)
+healthy_signals = st.builds(
+    Signals, kl=st.none() | positive, task_reward=st.none() | ordinary, kl_reward=st.none() | ordinary,
+    grad_norm=st.none() | positive,
+)  # fmt: skip
+configs = st.builds(Config, warmup_steps=st.integers(1, 300), law=st.sampled_from(sorted(LAWS)), guard=st.booleans())
+
+
+def decide(config: Config, stream: list[Signals]) -> list[Decision]:
+    state, decisions = controller.start(config), []
+    for signals in stream:
+        state, decision = controller.step(config, state, signals)
+        decisions.append(decision)
+    return decisions
+
+
+@given(configs, st.integers(0, 400))
+def test_without_signals_it_is_the_nominal_linear_warmup_exactly(config: Config, steps: int) -> None:
+    factors = [controller.start(config).factor, *(d.factor for d in decide(config, [Signals()] * steps))]
+    assert factors == [min(1.0, (t + 1) / config.warmup_steps) for t in range(steps + 1)]
+
+
+@given(configs, st.lists(any_signals, max_size=40))
+def test_the_factor_stays_in_bounds_and_every_decision_is_sane(config: Config, stream: list[Signals]) -> None:
+    progress = 0.0
+    for number, decision in enumerate(decide(config, stream), start=1):
+        assert 0.0 < decision.factor <= 1.0
+        assert decision.factor >= config.floor
+        assert decision.step == number
+        assert progress <= decision.progress <= 1.0
+        assert decision.reasons
+        assert decision.ceiling is None or decision.ceiling > 0.0
+        assert decision.expected_end is None or decision.expected_end >= 0
+        progress = decision.progress
+
+
+@given(configs, st.lists(healthy_signals, max_size=30), positive, positive)
+def test_a_larger_kl_never_yields_a_larger_factor(
+    config: Config, past: list[Signals], one: float, other: float
+) -> None:
+    state = controller.start(config)
+    for signals in past:
+        state, _ = controller.step(config, state, signals)
+    small, large = sorted((one, other))
+    gentle = controller.step(config, state, Signals(kl=small))[1].factor
+    harsh = controller.step(config, state, Signals(kl=large))[1].factor
+    assert harsh <= gentle * (1 + 1e-12)
+
+
+@given(configs, st.lists(healthy_signals, max_size=40), st.integers(-20, 20))
+def test_scaling_grad_norms_by_a_constant_changes_nothing(config: Config, stream: list[Signals], power: int) -> None:
+    scaled = [
+        Signals(s.kl, task_reward=s.task_reward, grad_norm=None if s.grad_norm is None else s.grad_norm * 2.0**power)
+        for s in stream
+    ]
+    plain = [Signals(s.kl, task_reward=s.task_reward, grad_norm=s.grad_norm) for s in stream]
+    same(decide(config, plain), decide(config, scaled))
+
+
+@given(configs, st.lists(st.integers(-50, 50), max_size=40), st.integers(-1000, 1000), st.integers(-10, 10))
+def test_shifting_and_scaling_rewards_changes_nothing(
+    config: Config, rewards: list[int], shift: int, power: int
+) -> None:
+    """Whole numbers and powers of two, so that the shift itself rounds nothing away."""
+    plain = [Signals(task_reward=float(r)) for r in rewards]
+    moved = [Signals(task_reward=(r + shift) * 2.0**power) for r in rewards]
+    same(decide(config, plain), decide(config, moved))
+
+
+def same(these: list[Decision], those: list[Decision]) -> None:
+    assert [d.factor for d in these] == pytest.approx([d.factor for d in those], rel=1e-9)
+    assert [d.phase for d in these] == [d.phase for d in those]
+
+
+@given(configs, st.lists(any_signals, max_size=25), st.integers(0, 25))
+def test_json_and_back_changes_no_later_decision(config: Config, stream: list[Signals], cut: int) -> None:
+    state = controller.start(config)
+    for signals in stream[:cut]:
+        state, _ = controller.step(config, state, signals)
+    restored = State.from_dict(json.loads(json.dumps(state.to_dict())))
+    assert restored == state
+    for signals in stream[cut:]:
+        state, one = controller.step(config, state, signals)
+        restored, other = controller.step(config, restored, signals)
+        assert repr(one) == repr(other)
+
+
+@given(configs, st.lists(any_signals, min_size=1, max_size=25))
+def test_pure_the_same_arguments_give_the_same_decision(config: Config, stream: list[Signals]) -> None:
+    assert repr(decide(config, stream)) == repr(decide(config, stream))
+
+
+@pytest.mark.parametrize("signal", ["kl", "task_reward", "grad_norm", "loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_broken_signal_holds_and_is_named(signal: str, value: float) -> None:
+    config = Config(10)
+    state, before = controller.step(config, controller.start(config), Signals(kl=1e-4, task_reward=0.1))
+    state, decision = controller.step(config, state, Signals(**{"task_reward": 0.1, signal: value}))
+    assert decision.factor == pytest.approx(before.factor)
+    assert decision.phase == "holding"
+    assert f"{signal} is {value}" in decision.reasons[0]
+    assert [alarm.name for alarm in decision.alarms] == ["non_finite"]
+
+
+def test_safe_kl_shortens_to_the_stated_minimum_and_not_further() -> None:
+    safe = Plant(bears=50.0)
+    for config, shortest in [(Config(100), 5), (Config(100, min_warmup_steps=20), 20), (Config(3), 3)]:
+        peak = [config.warmup_steps == 1, *(f == 1.0 for f in factors(config, safe, 30))].index(True)
+        assert peak + 1 == shortest  # counted as the nominal warmup is: update number `warmup_steps` is at the peak
+
+
+def test_unsafe_kl_is_held_below_the_peak_as_long_as_needed() -> None:
+    decisions = list(run(Config(20), Plant(bears=0.05), 500))
+    assert all(d.factor < 0.06 for d in decisions[5:])
+    assert {d.phase for d in decisions[10:]} == {"at_ceiling"}
+    assert decisions[-1].expected_end is None
+    assert decisions[-1].ceiling == pytest.approx(0.05)
+
+
+def test_when_signals_stop_the_pace_is_nominal_again() -> None:
+    config = Config(100)
+    state = controller.start(config)
+    for _ in range(3):
+        state, _ = controller.step(config, state, Signals(kl=1e-7))
+    start = state.factor
+    assert start > 3 / 100
+    for step in range(1, 40):
+        state, decision = controller.step(config, state, Signals())
+        assert decision.factor == pytest.approx(min(1.0, start + step / 100))
+
+
+def test_a_ceiling_outlives_a_gap_in_the_signals_but_not_for_ever() -> None:
+    """50 steps without a word do not let a run past what it was seen to bear; one nominal warmup without one does."""
+    config, plant = Config(100), Plant(bears=0.2)
+    state = controller.start(config)
+    for step in range(50):
+        state, _ = controller.step(config, state, Signals(kl=plant.kl(step, state.factor)))
+    for _ in range(50):
+        state, decision = controller.step(config, state, Signals())
+        assert decision.factor == pytest.approx(0.2, rel=0.01)
+    path = []
+    for _ in range(140):
+        state, decision = controller.step(config, state, Signals())
+        path.append(decision.factor)
+    assert path[49] == pytest.approx(0.2, rel=0.01)
+    assert path[51] - path[50] == pytest.approx(1 / 100)
+    assert path[-1] == 1.0
+
+
+def test_a_kl_of_exactly_zero_is_no_evidence() -> None:
+    """GRPO with one iteration reports an in-loop KL of 0 at every step: that must not shorten the warmup."""
+    assert [d.factor for d in decide(Config(10), [Signals(kl=0.0)] * 5)] == [0.2, 0.3, 0.4, 0.5, 0.6]
+
+
+def test_the_users_schedule_shapes_the_kl_budget() -> None:
+    """At half the schedule the same ceiling means a quarter of the KL, so the factor does not move."""
+    config = Config(10)
+    state = controller.start(config)
+    for step in range(100):
+        scale = 1.0 if step < 50 else 0.5
+        kl = 0.01 * (state.factor * scale / 0.3) ** 2
+        state, decision = controller.step(config, state, Signals(kl=kl, lr_scale=scale))
+    assert decision.factor == pytest.approx(0.3, rel=1e-6)
+
+
+def test_a_schedule_at_zero_is_no_evidence() -> None:
+    config = Config(10)
+    _, decision = controller.step(config, controller.start(config), Signals(kl=1e-3, lr_scale=0.0))
+    assert decision.factor == 0.2
+
+
+def test_guard_hands_over_or_goes_on_guarding() -> None:
+    """The run bears everything for 20 steps, then only a tenth."""
+    plant = lambda: Plant(bears=lambda step: 10.0 if step < 20 else 0.1)  # noqa: E731
+    guarded = factors(Config(10), plant(), 80)
+    handed_over = list(run(Config(10, guard=False), plant(), 80))
+    assert guarded[15] == 1.0
+    assert guarded[-1] == pytest.approx(0.1, rel=0.05)
+    assert {d.factor for d in handed_over[10:]} == {1.0}
+    assert {d.phase for d in handed_over[10:]} == {"done"}
+
+
+def test_a_drop_of_the_score_cuts_without_any_kl_and_repeats_while_it_lasts() -> None:
+    scores = [0.8 + 0.01 * (-1) ** i for i in range(30)] + [0.2 + 0.01 * (-1) ** i for i in range(30)]
+    decisions = decide(Config(10), [Signals(task_reward=s) for s in scores])
+    assert all(d.factor == 1.0 for d in decisions[10:30])
+    cuts = [i for i in range(1, 60) if decisions[i].factor < 0.6 * decisions[i - 1].factor]
+    assert 30 <= cuts[0] <= 33
+    assert len(cuts) >= 3
+    assert "score_drop" in [alarm.name for alarm in decisions[cuts[0]].alarms]
+    assert "task reward is at" in decisions[cuts[0]].reasons[0]
+
+
+def test_an_outlying_grad_norm_slows_the_nominal_pace() -> None:
+    stream = [Signals(grad_norm=1.0 + 0.01 * (i % 3)) for i in range(20)]
+    calm = decide(Config(100), [*stream, Signals(grad_norm=1.0)])[-1]
+    wild = decide(Config(100), [*stream, Signals(grad_norm=50.0)])[-1]
+    assert calm.factor == 22 / 100
+    assert wild.factor == 21 / 100
+    assert "grad norm" in wild.reasons[0]
+
+
+@pytest.mark.parametrize(("on_gaming", "rises", "stops"), [("hold", False, False), ("warn", True, False),
+                                                           ("stop", False, True)])  # fmt: skip
+def test_gaming_holds_warns_or_stops(on_gaming: str, rises: bool, stops: bool) -> None:
+    config = Config(100, on_gaming=on_gaming)  # type: ignore[arg-type]
+    stream = [Signals(kl_reward=1.0 + 0.1 * (i % 2), task_reward=0.3) for i in range(12)]
+    decisions = decide(config, stream)
+    assert (decisions[-1].factor > decisions[-2].factor) is rises
+    assert decisions[-1].stop is stops
+    assert decisions[-1].alarms[0].name == "kl_gaming"
+    assert "response mask" in decisions[-1].alarms[0].message
+
+
+def test_reasons_read_as_a_person_would_write_them() -> None:
+    config = Config(20)
+    state = State(factor=0.5, clock=10.0, law={"gain": math.log(0.04), "count": 9})
+    _, decision = controller.step(config, state, Signals(kl=0.031))
+    assert decision.reasons == ("kl 0.031 is 3.1 x target: backing off to 0.38",)
+    assert decision.phase == "backing_off"
+
+
+# The feedback law on the plant, as numbers: 16 seeds, noise of ln KL .7 as measured in small PPO runs.
+
+
+def test_rise_time_and_overshoot() -> None:
+    rises, overshoots = [], []
+    for seed in range(16):
+        path = factors(Config(100), Plant(bears=0.3, noise=0.7, seed=seed), 60)
+        rises.append(next(i for i, f in enumerate(path) if f >= 0.5 * 0.3) + 1)
+        overshoots.append(max(path) / 0.3)
+    assert statistics.mean(rises) < 6
+    assert max(rises) <= 15
+    assert max(overshoots) < 1.6
+
+
+def test_settles_below_what_the_run_bears_with_little_jitter() -> None:
+    for seed in range(16):
+        path = factors(Config(100), Plant(bears=0.3, noise=0.7, seed=seed), 300)[50:]
+        logs = [math.log(f / 0.3) for f in path]
+        jitter = statistics.pstdev([b - a for a, b in itertools.pairwise(logs)])
+        assert -0.6 < statistics.mean(logs) < 0.0  # bad news counts more, so it stays on the safe side
+        assert jitter < 0.2
+
+
+def test_follows_a_jump_down_within_a_few_steps_and_back_up_slowly() -> None:
+    plant = Plant(bears=lambda step: 0.02 if 100 <= step < 200 else 0.4, noise=0.3)
+    path = factors(Config(100), plant, 300)
+    down = next(i for i in range(100, 200) if path[i] < 0.03) - 100
+    up = next(i for i in range(200, 300) if path[i] > 0.25) - 200
+    assert down <= 5
+    assert 5 <= up <= 40
+
+
+def test_missing_values_change_little() -> None:
+    full = factors(Config(100), Plant(bears=0.3, noise=0.5, seed=3), 200)
+    half = factors(Config(100), Plant(bears=0.3, noise=0.5, seed=3, missing=0.5), 200)
+    assert statistics.mean(half[50:]) == pytest.approx(statistics.mean(full[50:]), rel=0.2)
+
+
+def test_a_peak_a_hundred_times_beyond_is_brought_to_the_same_lr() -> None:
+    """All lrs times a constant: the factor is divided by it, the lr stays."""
+    lrs = []
+    for peak in (1.0, 100.0):
+        path = factors(Config(400), Plant(bears=0.5 / peak, noise=0.5, seed=1), 300)
+        lrs.append(statistics.mean(path[100:]) * peak)
+    assert lrs[1] == pytest.approx(lrs[0], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"warmup_steps": 0}, "warmup_steps=0"),
+        ({"warmup_steps": -3}, "warmup_steps=-3"),
+        ({"warmup_steps": 1.5}, "warmup_steps=1.5"),
+        ({"warmup_steps": True}, "warmup_steps=True"),
+        ({"warmup_steps": 10, "min_warmup_steps": 20}, "min_warmup_steps=20 exceeds warmup_steps=10"),
+        ({"warmup_steps": 10, "min_warmup_steps": 0}, "min_warmup_steps=0"),
+        ({"warmup_steps": 10, "target_kl": -1.0}, "target_kl=-1.0"),
+        ({"warmup_steps": 10, "target_kl": math.nan}, "target_kl=nan"),
+        ({"warmup_steps": 10, "min_factor": 0.0}, "min_factor=0.0"),
+        ({"warmup_steps": 10, "on_gaming": "shout"}, "on_gaming='shout'"),
+        ({"warmup_steps": 10, "law": "pid"}, "law='pid'"),
+    ],
+)
+def test_bad_settings_are_quoted(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Config(**settings)  # type: ignore[arg-type]
+
+
+def test_importing_the_controller_imports_no_torch() -> None:
+    code = "import adaptive_warmup.controller, adaptive_warmup.regulator, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 10**6))
+def test_state_does_not_grow(seed: int) -> None:
+    config, plant = Config(50), Plant(noise=1.0, seed=seed)
+    state, sizes = controller.start(config), []
+    for step in range(400):
+        signals = Signals(
+            kl=plant.kl(step, state.factor), task_reward=step % 7, kl_reward=-1.0, grad_norm=1.0 + step % 3
+        )
+        state, _ = controller.step(config, state, signals)
+        sizes.append(len(json.dumps(state.to_dict())))
+    assert max(sizes[200:]) <= max(sizes[:200]) + 50

@@ -1,0 +1,103 @@
+"""The online estimators, on numbers that can be checked by hand and on seeded streams."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from scipy import stats
+
+from adaptive_warmup.statistics import Gain, Level, LogScale, critical_t, mean_t, slope_t
+
+
+def test_gain_believes_bad_news_by_half_and_good_news_by_less() -> None:
+    gain = Gain().update(0.01, 1.0)
+    assert gain.log == pytest.approx(math.log(0.01))
+    assert gain.update(0.01 * math.e, 1.0).log == pytest.approx(math.log(0.01) + 0.5)
+    assert gain.update(0.01 / math.e, 1.0).log == pytest.approx(math.log(0.01) - 0.15)
+
+
+def test_gain_is_the_same_at_every_lr_of_a_quadratic_run() -> None:
+    gain = Gain()
+    for factor in (0.01, 0.1, 1.0):
+        gain = gain.update(4.0 * factor**2, factor)
+    assert gain.log == pytest.approx(math.log(4.0))
+    assert gain.factor_for(0.01) == pytest.approx(0.05)
+
+
+def test_one_absurd_kl_moves_the_gain_by_a_bounded_amount() -> None:
+    assert Gain(0.0, 5).update(1e90, 1.0).log == 2.0
+
+
+def test_level_of_a_constant_has_no_noise_and_no_drop() -> None:
+    level = Level()
+    for _ in range(50):
+        level = level.update(0.3)
+    assert (level.level, level.variance, level.drop) == (0.3, 0.0, 0.0)
+
+
+def test_the_noise_of_a_level_is_that_of_the_series_and_not_its_trend() -> None:
+    draws, level = random.Random(0), Level()
+    for step in range(2000):
+        level = level.update(0.01 * step + draws.gauss(0.0, 1.0))
+    assert math.sqrt(level.variance) == pytest.approx(1.0, rel=0.3)
+
+
+def test_a_drop_is_found_where_it_happens_and_rarely_elsewhere() -> None:
+    false_alarms, delays = 0, []
+    for seed in range(50):
+        draws, level = random.Random(seed), Level()
+        for _ in range(200):
+            level = level.update(draws.gauss(0.8, 0.05))
+            false_alarms += level.drop > 4.0
+        delays.append(0)
+        while level.drop <= 4.0:
+            level = level.update(draws.gauss(0.5, 0.05))
+            delays[-1] += 1
+    assert false_alarms <= 20  # of 10 000 steps
+    assert max(delays) <= 5
+
+
+def test_a_glitch_counts_as_little_more_than_noise() -> None:
+    draws, level = random.Random(1), Level()
+    for _ in range(100):
+        level = level.update(draws.gauss(0.8, 0.05))
+    for _ in range(3):
+        level = level.update(800.0)
+    for _ in range(40):
+        level = level.update(draws.gauss(0.8, 0.05))
+    assert level.level == pytest.approx(0.8, abs=0.1)
+
+
+def test_log_scale_of_known_numbers() -> None:
+    scale = LogScale()
+    for x in (1.0, math.e**2):
+        scale = scale.update(x)
+    assert scale.mean == pytest.approx(1.0)
+    assert scale.variance == pytest.approx(1.0)
+    assert scale.z(1e6) == 0.0  # not settled
+
+
+def test_log_scale_finds_an_outlier() -> None:
+    draws, scale = random.Random(0), LogScale()
+    for _ in range(100):
+        scale = scale.update(math.exp(draws.gauss(0.0, 0.2)))
+    assert abs(scale.z(1.0)) < 1.0
+    assert scale.z(10.0) == pytest.approx(math.log(10.0) / 0.2, rel=0.3)
+
+
+def test_t_statistics_agree_with_scipy() -> None:
+    window = (0.3, -0.1, 0.4, 0.2, 0.9, 0.5, 0.1, 0.8)
+    assert mean_t(window) == pytest.approx(stats.ttest_1samp(window, 0.0).statistic)
+    fit = stats.linregress(range(8), window)
+    assert slope_t(window) == pytest.approx(fit.slope / fit.stderr)
+    assert critical_t(0.001, 7) == pytest.approx(stats.t.isf(0.001, 7))
+
+
+def test_t_statistics_without_any_noise() -> None:
+    assert mean_t((0.0,) * 8) == 0.0
+    assert mean_t((0.5,) * 8) == math.inf
+    assert mean_t((-0.5,) * 8) == -math.inf
+    assert slope_t((0.5,) * 8) == 0.0
+    assert slope_t((0.0, 1.0, 2.0, 3.0)) > 1e6
