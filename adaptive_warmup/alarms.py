@@ -11,7 +11,8 @@ from adaptive_warmup.statistics import Level, LogScale, critical_t, mean_t, slop
 
 _SHORT = 8  # steps over which a KL reward above zero is tested
 _LONG = 16  # steps over which trends are tested
-_DROP = 4.0  # standard errors below its best at which the score has dropped
+_DROP = 4.0  # standard errors below its best at which the score has dropped, half as many until it is back ...
+_LOST = 0.1  # ... if this share of what had been gained is lost: a steady score's small waves are no drop
 _RARE = 0.001  # chance of a false alarm where the KL reward is pure noise
 _HUGE = 1e100
 _DECISIVE = ("kl", "task_reward", "grad_norm", "loss")
@@ -49,7 +50,7 @@ def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
         kl_rewards = (*kl_rewards, signals.kl_reward)[-_LONG:]
         if is_finite(signals.task_reward):  # trends are compared only over the same steps
             rewards = (*rewards, signals.task_reward)[-_LONG:]
-    dropped = reward.drop > _DROP
+    dropped = reward.drop > (_DROP if not memory.drop_steps else 0.5 * _DROP) and reward.lost > _LOST
     after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, memory.drop_steps + 1 if dropped else 0)
     found = (_non_finite(signals), _gaming(after) if signals.kl_reward is not None else None, _drop(after))
     return after, tuple(alarm for alarm in found if alarm)

@@ -171,7 +171,7 @@ def step(config: Config, state: State, signals: Signals) -> tuple[State, Decisio
         after = replace(state, step=number, factor=1.0, watch=memory)
         return after, Decision(number, 1.0, 1.0, "done", None, state.finished, ("warmup done, handed over",), alarms)
     move = laws.LAWS[config.law](config, state, signals, memory, alarms)
-    factor = min(max(move.factor, config.floor), 1.0)
+    factor = max(move.factor, config.floor) if move.factor < 1.0 - 1e-12 else 1.0  # rounding is no step short
     finished = number if state.finished is None and factor == 1.0 else state.finished
     progress = 1.0 if finished is not None else max(state.progress, factor)
     clock = move.clock if move.clock is not None else factor * config.warmup_steps

@@ -91,7 +91,7 @@ class AdaptiveWarmup(LRScheduler):
         for regulator in self._chosen(group):
             regulator.observe(**signals)
 
-    def check_gradient(self, grad_norm: float, *, group: int | None = None) -> float:
+    def check_gradient(self, grad_norm: float, group: int | None = None) -> float:
         """Cut the lr of the coming update if its gradient is an outlier. Optional; between clipping and the update.
 
         Args:

@@ -49,6 +49,7 @@ class Level:
 
     level: float = 0.0
     best: float = 0.0
+    low: float = 0.0
     last: float = 0.0
     variance: float = 0.0
     count: int = 0
@@ -56,7 +57,7 @@ class Level:
     def update(self, x: float) -> Level:
         """Take in one value; one far outside the noise counts as one just outside."""
         if not self.count:
-            return Level(x, x, x, 0.0, 1)
+            return Level(x, x, x, x, 0.0, 1)
         reach = _OUTLIER * math.sqrt(self.variance)
         if self.count >= _SETTLED and reach > 0.0:
             x = min(max(x, self.level - reach), self.level + reach)
@@ -64,8 +65,16 @@ class Level:
         weight = max(_NOISE, 1.0 / self.count)  # a plain mean at first
         variance = self.variance + weight * (0.5 * difference * difference - self.variance)
         level = self.level + max(_LEVEL, 1.0 / (self.count + 1)) * (x - self.level)
-        best = max(level, self.best - _FORGET * (self.best - level)) if self.count >= _SETTLED else level
-        return Level(level, best, x, variance, self.count + 1)
+        if self.count < _SETTLED:
+            return Level(level, level, level, x, variance, self.count + 1)
+        best = max(level, self.best - _FORGET * (self.best - level))
+        return Level(level, best, min(level, self.low), x, variance, self.count + 1)
+
+    @property
+    def lost(self) -> float:
+        """The share that is lost of what had been gained: 0 at the best, 1 at the lowest level so far."""
+        gained = self.best - self.low
+        return (self.best - self.level) / gained if gained > 0.0 else 0.0
 
     @property
     def drop(self) -> float:

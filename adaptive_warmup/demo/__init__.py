@@ -1,0 +1,1 @@
+"""The demo: one task, one peak lr past what the run bears, three warmups side by side."""

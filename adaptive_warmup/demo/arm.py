@@ -1,0 +1,90 @@
+"""One arm of the demo, in a process of its own: the PPO loop under one warmup, logged step by step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from adaptive_warmup import AdaptiveWarmup
+from adaptive_warmup.history import DecisionLog
+from adaptive_warmup.ppo import PPO, PPOConfig
+from adaptive_warmup.ppo.reference import reference
+from adaptive_warmup.ppo.tasks import make
+
+_EVALUATION = 512  # episodes of the final evaluation
+_VALUE_RATIO = 0.015  # Search-R1's warmup ratio for the critic, in all arms
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose: peak lr of the policy, RL steps, seed, task."""
+
+    lr: float
+    steps: int
+    seed: int
+    task: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A warmup to compare: its length as a share of the run, and the law."""
+
+    name: str
+    ratio: float
+    law: str
+
+    @property
+    def slug(self) -> str:
+        """For file names."""
+        return self.name.replace(" ", "-")
+
+
+ARMS = (Arm("ratio 0.95", 0.95, "linear"), Arm("ratio 0.285", 0.285, "linear"), Arm("adaptive", 0.285, "feedback"))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What an arm tells the display after a step."""
+
+    arm: str
+    step: int
+    lr: float
+    score: float
+    phase: str
+    reason: str
+
+
+def run(arm: Arm, settings: Settings, folder: Path, tell: Callable[[Progress], None]) -> None:
+    """Train and evaluate one arm; its log is `<folder>/<arm>.jsonl`, complete up to the last step at all times."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
+    torch.set_num_threads(1)  # the arms share the machine
+    ppo = _ppo(arm, settings)
+    scheduler = ppo.scheduler
+    assert isinstance(scheduler, AdaptiveWarmup)
+    regulator = scheduler.regulators[0]
+    about = {"arm": arm.name, "lr": settings.lr, "task": settings.task, "seed": settings.seed, "steps": settings.steps}
+    with DecisionLog(folder / f"{arm.slug}.jsonl", regulator.config, **about) as log:
+        for step, metrics in enumerate(ppo.run(settings.steps, progress=False)):
+            last = step + 1 == settings.steps
+            evaluation = {"evaluation": ppo.evaluate(_EVALUATION, seed=settings.seed + 1)} if last else {}
+            log.write(regulator, lr=metrics["lr"], **evaluation)
+            now = regulator.decision
+            tell(Progress(arm.name, step, metrics["lr"], metrics["objective/scores"], now.phase, now.reasons[0]))
+
+
+def _ppo(arm: Arm, settings: Settings) -> PPO:
+    task = make(settings.task)
+    policy, tokenizer = reference(task)
+    config = PPOConfig(learning_rate=settings.lr, kl_coef=0.02, max_response_tokens=64, seed=settings.seed)
+    warmups = [math.ceil(ratio * settings.steps) for ratio in (arm.ratio, _VALUE_RATIO)]
+
+    def warmup(optimizer: torch.optim.Optimizer) -> AdaptiveWarmup:
+        return AdaptiveWarmup(optimizer, warmup_steps=warmups, law=[arm.law, "linear"])
+
+    return PPO(config, policy, copy.deepcopy(policy), task, tokenizer, scheduler=warmup)
