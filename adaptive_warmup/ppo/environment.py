@@ -1,8 +1,8 @@
 """What the PPO loop asks of a task: problems, replies in mid-episode, and a score.
 
-An episode is a prompt, then turns. The policy writes until one of `stops` appears in its text (or its end-of-text
-token); the environment then either inserts a reply, after which the policy writes on, or ends the episode. Inserted
-tokens are the environment's: the response mask keeps them out of every loss and out of the KL.
+An episode is a prompt, then turns. The policy writes until one of `stops` appears in its text; the environment then
+either inserts a reply, after which the policy writes on, or ends the episode. The policy's end-of-text token ends it
+too. Inserted tokens are the environment's: the response mask keeps them out of every loss and out of the KL.
 """
 
 from __future__ import annotations
@@ -29,11 +29,15 @@ class Problem:
 class Environment(Protocol):
     """A task. Implementations hold no state of an episode, so any number of episodes may run at once."""
 
-    stops: tuple[str, ...]
-    """Strings that end the policy's turn; empty where only the end-of-text token does."""
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Strings that end the policy's turn; empty where an episode is one turn, up to the end-of-text token."""
+        ...
 
-    max_turns: int
-    """Replies given at most in one episode; after the last one `reply` is not asked again."""
+    @property
+    def max_turns(self) -> int:
+        """Replies given at most in one episode; the first stop after the last one ends it."""
+        ...
 
     def sample(self, count: int, seed: int, split: Split = "train") -> list[Problem]:
         """`count` problems of the split; the same seed gives the same problems."""
