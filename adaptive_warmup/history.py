@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,6 +52,7 @@ class DecisionLog:
         signals, decision = regulator.signals or Signals(), regulator.decision
         said: dict[str, Any] = {"phase": decision.phase, "reasons": decision.reasons}
         said |= {"ceiling": decision.ceiling} if decision.ceiling is not None else {}
+        said |= {"ends": decision.expected_end} if decision.phase == "warmup" and decision.expected_end else {}
         said |= {"alarms": decision.alarms} if decision.alarms else {}
         line = {"step": decision.step - 1, "lr": lr, "signals": _given(signals), "next": decision.factor, **said}
         self._line(line | ({"metrics": metrics} if metrics else {}))
@@ -84,8 +85,8 @@ class Run:
     Attributes:
         config: the controller's settings.
         about: what the writer told of the run.
-        steps: the lines as dicts: step, lr, signals, next, phase, reasons, and where they apply ceiling, alarms,
-            metrics.
+        steps: the lines as dicts: step, lr, signals, next (the factor decided for the next step), phase, reasons, and
+            where they apply ceiling, ends (the step at which the warmup should finish), alarms, metrics.
         problem: what was wrong with the file, if anything; what came before it is in `steps`.
     """
 
@@ -125,6 +126,25 @@ def read(path: Path | str) -> Run:
                 break
             steps.append(step)
     return Run(Config(**head["config"]), head["about"], steps, problem)
+
+
+def follow(path: Path | str, wait: Callable[[], bool]) -> Iterator[Run]:
+    """The run as it is now, and again whenever it has grown; calls `wait` in between, and ends where that says False.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read`.
+    """
+    run = replace(read(path), steps=[])
+    with Path(path).open(encoding="utf-8") as file:
+        file.readline()
+        rest = ""
+        while True:
+            *lines, rest = (rest + file.read()).split("\n")  # what has no end yet is being written
+            run.steps.extend(step for step in map(_parsed, lines) if step and "step" in step)
+            if lines:
+                yield run
+            if not wait():
+                return
 
 
 def replay(run: Run) -> Iterator[Decision]:

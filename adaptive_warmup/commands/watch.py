@@ -1,0 +1,45 @@
+"""`adaptive-warmup watch`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from adaptive_warmup.commands.arguments import Commands, needs, positive
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    watch = commands.add_parser(
+        "watch",
+        help="follow a run in the terminal",
+        description="Follows a decision log while its run writes it: phase, lr, signals, the last decisions and why."
+        " Ctrl-C leaves; the run is not touched.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    watch.add_argument("log", type=Path, metavar="RUN", help="a decision log (*.jsonl)")
+    watch.add_argument("--every", type=positive, default=1.0, metavar="SECONDS", help="how often to look")
+    watch.add_argument("--once", action="store_true", help="show it as it is now, and leave")
+    watch.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show the log, again and again."""
+    needs("rich")
+    from rich.console import Console
+    from rich.live import Live
+
+    from adaptive_warmup import history
+    from adaptive_warmup.watch import view
+
+    def wait() -> bool:
+        time.sleep(0.0 if arguments.once else arguments.every)
+        return not arguments.once
+
+    console = Console()
+    shown = "no step yet"
+    with Live(shown, console=console, auto_refresh=False) as live:
+        for state in history.follow(arguments.log, wait):
+            live.update(view(state) if state.steps else shown, refresh=True)
+    return 0
