@@ -46,18 +46,20 @@ class Regulator:
         """Take in any subset of the signals of `Signals`; of one reported twice before a decision the last counts.
 
         Values are floats, numpy scalars or one-element tensors. A tensor on a device is not read before `decide`.
+        `kl_source` says how the `kl` of the same call was measured; without it, after the update.
 
         Raises:
             TypeError: an unknown signal, or a value that is no number.
-            ValueError: an array or tensor of more than one element; an unknown `kl_source`.
+            ValueError: an array or tensor of more than one element; an unknown `kl_source`. Nothing is taken in then.
         """
-        for name, value in signals.items():
+        for name in signals:
             check_name(name)
-            if value is not None:
-                self._waiting[name] = _taken(name, value)
+        taken = {name: _taken(name, value) for name, value in signals.items() if value is not None}
         if kl_source is not None:
             check_source(kl_source)
-            self._waiting["kl_source"] = kl_source
+        if kl_source is not None or "kl" in taken:
+            taken["kl_source"] = kl_source or "post_update"
+        self._waiting |= taken
 
     def cut(self, grad_norm: float) -> float:
         """What to multiply the lr of the coming update by, in (0, 1], given its gradient's norm (see `laws.cut`)."""
@@ -71,8 +73,8 @@ class Regulator:
         Args:
             lr_scale: multiplier of the user's own schedule during the step just done.
         """
-        if self._cuts:
-            lr_scale *= sum(self._cuts) / len(self._cuts)
+        if any(cut < 1.0 for cut in self._cuts):  # such an update says nothing of the run's gain
+            self._waiting.pop("kl", None)
         self.signals = Signals(lr_scale=lr_scale, **_read(self._waiting))
         before = self.decision
         self.state, self.decision = controller.step(self.config, self.state, self.signals)
@@ -84,14 +86,15 @@ class Regulator:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next decisions depend on, as plain scalars, lists and dicts."""
-        content = {
-            "config": asdict(self.config),
-            "state": self.state.to_dict(),
-            "waiting": _read(self._waiting),
-            "cuts": list(self._cuts),
-            "decision": _plain(self.decision),
-        }
-        return {"version": controller.VERSION, "checksum": _checksum(content), **content}
+        return sealed(
+            {
+                "config": asdict(self.config),
+                "state": self.state.to_dict(),
+                "waiting": _read(self._waiting),
+                "cuts": list(self._cuts),
+                "decision": _plain(self.decision),
+            }
+        )
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on exactly where `saved` was taken; the settings stay those of this regulator.
@@ -99,23 +102,34 @@ class Regulator:
         Raises:
             ValueError: a state of another version, or one that is damaged. Nothing is changed then.
         """
-        if not isinstance(saved, Mapping) or saved.get("version") != controller.VERSION:
-            found = saved.get("version") if isinstance(saved, Mapping) else saved
-            raise ValueError(
-                f"this adaptive_warmup reads states of version {controller.VERSION}, found {found!r}:"
-                " resume with the version of adaptive_warmup that saved it, or start without this state."
-            )
-        content = {key: value for key, value in saved.items() if key not in ("version", "checksum")}
-        if _checksum(content) != saved.get("checksum"):
-            raise ValueError(
-                f"the adaptive_warmup state is damaged (checksum {saved.get('checksum')!r} does not fit its content):"
-                " resume from another checkpoint."
-            )
+        content = opened(saved)
+        state, decision = controller.State.from_dict(content["state"]), _decision(content["decision"])
         if content["config"] != asdict(self.config):
             _log.warning("resuming with %s; the state was saved with %s", self.config, content["config"])
-        self.state = controller.State.from_dict(content["state"])
-        self.decision = _decision(content["decision"])
+        self.state, self.decision, self.signals = state, decision, None
         self._waiting, self._cuts = dict(content["waiting"]), list(content["cuts"])
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` with a version and a checksum, for a checkpoint."""
+    return {"version": controller.VERSION, "checksum": _checksum(content), **content}
+
+
+def opened(saved: Any) -> dict[str, Any]:
+    """The content of what `sealed` gave, also by way of JSON; ValueError if of another version, or damaged."""
+    found = saved.get("version") if isinstance(saved, Mapping) else saved
+    if not isinstance(saved, Mapping) or found != controller.VERSION:
+        raise ValueError(
+            f"this adaptive_warmup reads states of version {controller.VERSION}, found {found!r}:"
+            " resume with what saved it (another scheduler? another version?), or start without this state."
+        )
+    content = {key: value for key, value in saved.items() if key not in ("version", "checksum")}
+    if _checksum(content) != saved.get("checksum"):
+        raise ValueError(
+            f"the adaptive_warmup state is damaged (checksum {saved.get('checksum')!r} does not fit its content):"
+            " resume from another checkpoint."
+        )
+    return content
 
 
 def _taken(name: str, value: Any) -> Any:
@@ -126,8 +140,10 @@ def _taken(name: str, value: Any) -> Any:
     if hasattr(value, "detach") and value.device.type != "cpu":
         return value.detach().clone()  # a copy, since the caller may go on writing into it
     try:
+        if isinstance(value, (str, bytes)):  # float() would read some of them
+            raise TypeError("text")
         return float(value.item() if hasattr(value, "item") else value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"signal {name!r} is {value!r}: report a number.") from error
 
 
@@ -136,7 +152,8 @@ def _read(waiting: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checksum(content: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True, default=str).encode())
+    # Of what is not plain (a wrapped schedule may keep such) only the type counts: its text may hold an address.
+    return zlib.crc32(json.dumps(content, sort_keys=True, default=lambda value: type(value).__name__).encode())
 
 
 def _plain(decision: Decision) -> dict[str, Any]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from adaptive_warmup.controller import Config, Decision
-from adaptive_warmup.regulator import Regulator
-from adaptive_warmup.schedules import built_in_warmup, scheduled_lrs, wants_a_metric
+from adaptive_warmup.regulator import Regulator, opened, sealed
+from adaptive_warmup.schedules import nominal_warmup, peak_lrs, scheduled_lrs, unwrap
 
 _log = logging.getLogger("adaptive_warmup")
 _SETTINGS = tuple(f.name for f in fields(Config))
-_VERSION = 1
 
 
 class AdaptiveWarmup(LRScheduler):
@@ -36,7 +37,8 @@ class AdaptiveWarmup(LRScheduler):
 
     Args:
         target: the optimizer; or a schedule on it, which then lies on top and is stepped by this one (do not step it
-            as well). A warmup built into transformers' schedules is replaced by this one, not doubled.
+            as well). A warmup built into transformers' schedules is replaced by this one, not doubled. A schedule that
+            computes the next lr from the last one may instead run beside this one, as in torch's `ChainedScheduler`.
         warmup_steps: the nominal warmup. May be left out where the schedule has one built in.
         settings: those of `Config` by name. Any of them, `warmup_steps` too, may be a list with an entry for each
             param group: each group then has a controller of its own, as actor and critic need.
@@ -49,22 +51,14 @@ class AdaptiveWarmup(LRScheduler):
     def __init__(
         self, target: Optimizer | LRScheduler, warmup_steps: int | Sequence[int] | None = None, **settings: Any
     ) -> None:
-        optimizer, self._schedule = _unwrap(target)
-        if warmup_steps is None:
-            warmup_steps = built_in_warmup(self._schedule)
-            if not warmup_steps:
-                raise ValueError(
-                    "warmup_steps is missing and no schedule with a warmup was given: say warmup_steps=100."
-                )
-        elif inner := built_in_warmup(self._schedule):
-            _log.warning("the schedule's own warmup of %d steps is replaced by warmup_steps=%s", inner, warmup_steps)
-        configs = _configs({"warmup_steps": warmup_steps, **settings}, len(optimizer.param_groups))
-        self.per_group = len(configs) > 1 or any(
-            isinstance(v, (list, tuple)) for v in (warmup_steps, *settings.values())
-        )
+        optimizer, self._schedule = unwrap(target)
+        settings = {"warmup_steps": nominal_warmup(warmup_steps, self._schedule), **settings}
+        configs = _configs(settings, len(optimizer.param_groups))
+        self.per_group = any(isinstance(value, (list, tuple)) for value in settings.values())
         self._regulators = [Regulator(config) for config in configs]
         self._lrs: list[float] = []  # what the user's schedules say: the lr at factor 1
-        self._written: list[tuple[float, int]] = []  # what we left in the groups
+        self._written: list[tuple[float, int]] = []  # what we left in the groups; a tensor's version, else -1
+        self._overruled = False  # said once that another scheduler is at odds with this one
         super().__init__(optimizer)
 
     @property
@@ -95,150 +89,155 @@ class AdaptiveWarmup(LRScheduler):
         """Cut the lr of the coming update if its gradient is an outlier. Optional; between clipping and the update.
 
         Args:
-            grad_norm: L2 norm before clipping, as a float: the caller pays for reading it.
-            group: as in `observe`.
+            grad_norm: L2 norm before clipping, as a float: the caller pays for reading it. `group` as in `observe`.
 
         Returns:
             What the lr was multiplied by, in (0, 1]. `step()` restores it.
         """
-        cuts = {id(regulator): regulator.cut(float(grad_norm)) for regulator in self._chosen(group)}
-        for index in range(len(self._lrs)):
-            regulator = self._of(index)
-            if id(regulator) in cuts:
-                self._write(index, self._lrs[index] * regulator.decision.factor * cuts[id(regulator)])
+        cuts = {regulator: regulator.cut(float(grad_norm)) for regulator in self._chosen(group)}
+        self._see_moves()
+        for index, lr in enumerate(self._lrs):
+            if (regulator := self._of(index)) in cuts:
+                self._write(index, lr * regulator.decision.factor * cuts[regulator])
         return min(cuts.values())
 
     def get_lr(self) -> list[Any]:
-        """The lr of the next update; called by the base class within `step()`."""
-        if self.last_epoch == 0:
-            self._begin()
-        else:
-            self._advance()
-        for index, lr in enumerate(self._lrs):
-            self._write(index, lr * self._of(index).decision.factor)
+        """The lr of the next update, which the base class has computed here within `step()`."""
+        if self._get_lr_called_within_step:
+            if self.last_epoch == 0:
+                self._begin()
+            else:
+                self._advance()
+            for index, lr in enumerate(self._lrs):
+                self._write(index, lr * self._of(index).decision.factor, fills=2)  # the base class fills it once more
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain scalars and lists (`torch.load(weights_only=True)` takes it), the wrapped schedule's state within."""
-        return {
-            "version": _VERSION,
-            "last_epoch": self.last_epoch,
-            "_step_count": self._step_count,
-            "base_lrs": [float(lr) for lr in self.base_lrs],
-            "_last_lr": [float(lr) for lr in self._last_lr],
-            "lrs": list(self._lrs),
-            "written": [lr for lr, _ in self._written],
-            "regulators": [regulator.state_dict() for regulator in self._regulators],
-            "schedule": self._schedule.state_dict() if self._schedule else None,
-        }
+        return sealed(
+            {
+                "last_epoch": self.last_epoch,
+                "_step_count": self._step_count,
+                "base_lrs": list(self.base_lrs),
+                "_last_lr": [float(lr) for lr in self._last_lr],
+                "lrs": list(self._lrs),
+                "written": [lr for lr, _ in self._written],
+                "found": [float(group["lr"]) for group in self.optimizer.param_groups[: len(self._lrs)]],
+                "make": self._make,
+                "regulators": [regulator.state_dict() for regulator in self._regulators],
+                "schedule": deepcopy(self._schedule.state_dict()) if self._schedule else None,
+            }
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on exactly. As with all of torch's schedulers, load the optimizer's state too: it holds the lrs.
+        """Go on exactly, with the lrs that were in the param groups; before or after the optimizer's state is loaded.
 
         Raises:
-            ValueError: another version, a damaged state, another number of groups, with or without a schedule.
+            ValueError: another version, a damaged state, other param groups, another wrapped schedule; nothing is
+                changed then.
         """
-        if state_dict.get("version") != _VERSION:
+        saved = opened(state_dict)
+        groups, most = len(saved["lrs"]), len(self.optimizer.param_groups)
+        if saved["make"] != self._make or not len(self._lrs) <= groups <= most:
             raise ValueError(
-                f"this AdaptiveWarmup reads states of version {_VERSION}, found {state_dict.get('version')!r}:"
-                " was it saved by another scheduler, or another version of adaptive_warmup?"
-            )
-        self._take_in_groups()
-        mine = (len(self._regulators), self._schedule is not None)
-        theirs = (len(state_dict["regulators"]), state_dict["schedule"] is not None)
-        if mine != theirs or len(state_dict["lrs"]) > len(self.optimizer.param_groups):
-            raise ValueError(
-                f"the state has {len(state_dict['lrs'])} param groups, {theirs[0]} controllers and"
-                f" {'a' if theirs[1] else 'no'} wrapped schedule; this scheduler has"
-                f" {len(self.optimizer.param_groups)}, {mine[0]} and {'one' if mine[1] else 'none'}:"
+                f"the state is of {groups} param groups, {saved['make']}; this scheduler has {most}, {self._make}:"
                 " build it as it was when the state was saved."
             )
-        for regulator, saved in zip(self._regulators, state_dict["regulators"], strict=True):
-            regulator.load_state_dict(saved)
+        regulators = []
+        for index, state in enumerate(saved["regulators"]):
+            regulators.append(Regulator(self._regulators[min(index, len(self._regulators) - 1)].config))
+            regulators[index].load_state_dict(state)
         if self._schedule:
-            self._schedule.load_state_dict(state_dict["schedule"])
-        self.last_epoch, self._step_count = state_dict["last_epoch"], state_dict["_step_count"]
-        self.base_lrs, self._last_lr = list(state_dict["base_lrs"]), list(state_dict["_last_lr"])
-        self._lrs = list(state_dict["lrs"])
-        self._written = [(lr, -1) for lr in state_dict["written"]]
+            self._schedule.load_state_dict(deepcopy(saved["schedule"]))
+        self._regulators = regulators
+        self.last_epoch, self._step_count = saved["last_epoch"], saved["_step_count"]
+        self.base_lrs, self._last_lr = list(saved["base_lrs"]), list(saved["_last_lr"])
+        self._lrs = list(saved["lrs"])
+        self._written = [(0.0, -1)] * len(self._lrs)
+        for index, lr in enumerate(saved["found"]):
+            self._write(index, lr)
+        self._written = [(lr, -1) for lr in saved["written"]]  # beside what was found: a move by others still shows
+
+    @property
+    def _make(self) -> str:
+        schedule = type(self._schedule).__name__ if self._schedule else "no schedule"
+        return f"{'a controller for each' if self.per_group else 'one controller'}, over {schedule}"
 
     def _begin(self) -> None:
         """Update 0 is next: at construction, or where SequentialLR comes to us."""
         for regulator in self._regulators:
             regulator.restart()
-        self._lrs = scheduled_lrs(self._schedule) if self._schedule else [float(lr) for lr in self.base_lrs]
+        self.base_lrs = [*peak_lrs(self._schedule, self.base_lrs)]  # floats: one on a device would be waited for
+        self._lrs = [float(lr) for lr in (self._schedule.get_last_lr() if self._schedule else self.base_lrs)]
         self._written = [(0.0, -1)] * len(self._lrs)
+        if self._schedule:
+            self._show_lrs()
+            self._lrs = scheduled_lrs(self._schedule)
 
     def _advance(self) -> None:
-        scales = self._scales()
+        scales = [lr / float(base) if base else 0.0 for lr, base in zip(self._lrs, self.base_lrs, strict=True)]
+        for regulator, scale in zip(self._regulators, scales if self.per_group else [max(scales)], strict=True):
+            regulator.decide(scale)
+        self._see_moves()
         self._take_in_groups()
         if self._schedule:
-            self._advance_schedule(self._schedule)
-        for index, regulator in enumerate(self._regulators):
-            regulator.decide(scales[index])
+            self._show_lrs()
+            self._schedule.step()
+            self._lrs = scheduled_lrs(self._schedule)
 
-    def _scales(self) -> list[float]:
-        """What the user's schedules multiplied the peak lr by during the step just done; see who moved it since."""
-        scales = [lr / float(base) if base else 0.0 for lr, base in zip(self._lrs, self.base_lrs, strict=True)]
+    def _show_lrs(self) -> None:
+        """Show the wrapped schedule lrs without our factor: many schedules compute the next lr from the last."""
+        for index, lr in enumerate(self._lrs):
+            self._write(index, lr)
+
+    def _see_moves(self) -> None:
+        """An lr that another scheduler moved since we wrote it: that is its schedule, and stays under our factor."""
         for index, group in enumerate(self.optimizer.param_groups[: len(self._lrs)]):
             found, (written, version) = group["lr"], self._written[index]
             if isinstance(found, Tensor) and found._version == version:
                 continue  # untouched, and known without reading it from the device
-            if (lr := float(found)) != written and not self._schedule:
-                # Another scheduler in the chain moved the lr: that is its schedule, and stays under our factor.
-                self._lrs[index] *= lr / written if written else 0.0
-        return scales
+            if (lr := float(found)) != written:
+                self._follow(index, lr, written)
 
-    def _advance_schedule(self, schedule: LRScheduler) -> None:
-        """Step the wrapped schedule on lrs without our factor: many schedules compute the next lr from the last."""
-        for index, lr in enumerate(schedule.get_last_lr()):
-            self._write(index, float(lr))
-        schedule.step()
-        self._lrs = scheduled_lrs(schedule)
+    def _follow(self, index: int, lr: float, written: float) -> None:
+        moved = self._lrs[index] * (lr / written) if written else lr / self._of(index).decision.factor
+        top = max(self._lrs[index], float(self.base_lrs[index]))
+        if moved > 1.000001 * top and not self._overruled:
+            self._overruled = True
+            _log.warning("another scheduler set the lr to %.3g where warmup allows %.3g: wrap that one", lr, written)
+        self._lrs[index] = min(moved, top)
+        self._written[index] = (lr, -1)
 
     def _take_in_groups(self) -> None:
         """Groups that were added to the optimizer since the last step join in, at the lr that they came with."""
         for group in self.optimizer.param_groups[len(self._lrs) :]:
             group.setdefault("initial_lr", float(group["lr"]))
-            self.base_lrs.append(group["initial_lr"])
+            self.base_lrs.append(float(group["initial_lr"]))
             self._lrs.append(float(group["lr"]))
             self._written.append((float(group["lr"]), -1))
             if self.per_group:
                 self._regulators.append(Regulator(self._regulators[-1].config))
 
-    def _write(self, index: int, lr: float) -> None:
+    def _write(self, index: int, lr: float, fills: int = 1) -> None:
         """In place for a tensor lr, so that a compiled optimizer step is not compiled anew."""
-        group = self.optimizer.param_groups[index]
+        group, version = self.optimizer.param_groups[index], -1
         if isinstance(group["lr"], Tensor):
+            version = group["lr"]._version + fills
             group["lr"].fill_(lr)
-            self._written[index] = (
-                float(group["lr"]) if group["lr"].device.type == "cpu" else lr,
-                group["lr"]._version,
-            )
+            lr = float(torch.tensor(lr, dtype=group["lr"].dtype))  # as it holds it, known without reading it
         else:
             group["lr"] = lr
-            self._written[index] = (lr, -1)
+        self._written[index] = (lr, version)
 
     def _of(self, index: int) -> Regulator:
         return self._regulators[index if self.per_group else 0]
 
     def _chosen(self, group: int | None) -> list[Regulator]:
-        if group is None or not self.per_group:
-            return self._regulators
-        if not 0 <= group < len(self._regulators):
-            raise ValueError(f"group={group} is no param group: there are {len(self._regulators)}, counted from 0.")
-        return [self._regulators[group]]
-
-
-def _unwrap(target: Any) -> tuple[Optimizer, LRScheduler | None]:
-    if isinstance(target, Optimizer):
-        return target, None
-    if isinstance(target, LRScheduler) and not wants_a_metric(target):
-        return target.optimizer, target
-    raise TypeError(
-        f"AdaptiveWarmup wraps an optimizer or a schedule, not {type(target).__name__}. A schedule that wants a metric"
-        " (ReduceLROnPlateau): wrap the optimizer, and go on stepping that schedule yourself."
-    )
+        if group is not None and group not in range(len(self._lrs)):
+            raise ValueError(
+                f"group={group!r} is not among the {len(self._lrs)} param groups (added ones join in at the next step)."
+            )
+        return self._regulators if group is None else [self._of(group)]
 
 
 def _configs(settings: dict[str, Any], groups: int) -> list[Config]:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from functools import partial
 from inspect import signature
 from typing import Any
 
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.optimizer import Optimizer
+
+_log = logging.getLogger("adaptive_warmup")
+
+
+def unwrap(target: Any) -> tuple[Optimizer, LRScheduler | None]:
+    """The optimizer, and the schedule on it if `target` is one; TypeError where it is neither."""
+    if isinstance(target, Optimizer):
+        return target, None
+    if isinstance(target, LRScheduler) and not wants_a_metric(target):
+        return target.optimizer, target
+    raise TypeError(
+        f"AdaptiveWarmup wraps an optimizer or a schedule, not {type(target).__name__}. A schedule that wants a metric"
+        " (ReduceLROnPlateau): wrap the optimizer, and go on stepping that schedule yourself. One that Accelerate"
+        " has prepared: wrap before `prepare`."
+    )
 
 
 def built_in_warmup(schedule: LRScheduler | None) -> int:
@@ -20,6 +39,27 @@ def built_in_warmup(schedule: LRScheduler | None) -> int:
     return max([int(words.get("num_warmup_steps") or 0) for words in keywords], default=0)
 
 
+def nominal_warmup(warmup_steps: int | Sequence[int] | None, schedule: LRScheduler | None) -> int | Sequence[int]:
+    """`warmup_steps`, or else what the schedule has built in; a warning where it has a warmup besides."""
+    inner = built_in_warmup(schedule)
+    if warmup_steps is None and not inner:
+        raise ValueError("warmup_steps is missing and no schedule with a warmup was given: say warmup_steps=100.")
+    if warmup_steps is not None and inner:
+        _log.warning("the schedule's own warmup of %d steps is replaced by warmup_steps=%s", inner, warmup_steps)
+    if schedule and _begins_low(schedule):
+        _log.warning("%s begins below its peak: if it warms up, it and this warmup multiply", type(schedule).__name__)
+    return inner if warmup_steps is None else warmup_steps
+
+
+def _begins_low(schedule: LRScheduler) -> bool:
+    """Whether a fresh schedule starts below its peak: the mark of a warmup that we cannot take out of it."""
+    if built_in_warmup(schedule) or getattr(schedule, "last_epoch", 0) > 0:
+        return False
+    initial = [group["initial_lr"] for group in schedule.optimizer.param_groups]
+    pairs = zip(schedule.get_last_lr(), peak_lrs(schedule, initial), strict=True)
+    return any(float(lr) < 0.999 * peak for lr, peak in pairs)
+
+
 def scheduled_lrs(schedule: LRScheduler) -> list[float]:
     """The lrs of the schedule as if it had no warmup: its peak while its built-in warmup lasts.
 
@@ -30,6 +70,16 @@ def scheduled_lrs(schedule: LRScheduler) -> list[float]:
     if warmup and schedule.last_epoch < warmup:
         return [float(lr) for lr in schedule.base_lrs]
     return [float(group["lr"]) for group in schedule.optimizer.param_groups]
+
+
+def peak_lrs(schedule: LRScheduler | None, initial: Sequence[float | Tensor]) -> list[float]:
+    """The lrs that the schedule tops out at: the initial ones, but for the two schedules that rise from them."""
+    peaks: Sequence[float | Tensor] = initial
+    if isinstance(schedule, OneCycleLR):
+        peaks = [group["max_lr"] for group in schedule.optimizer.param_groups]
+    elif isinstance(schedule, CyclicLR):
+        peaks = schedule.max_lrs
+    return [float(lr) for lr in peaks]
 
 
 def wants_a_metric(schedule: LRScheduler) -> bool:

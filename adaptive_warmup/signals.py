@@ -35,8 +35,8 @@ class Signals:
         entropy: of the policy, nats per response token.
         explained_variance: of the returns by the value model, at most 1.
         update_norm: L2 norm of the parameters' change.
-        lr_scale: the lr of the step was base_lr * factor * lr_scale: the multiplier of the user's own schedule (and of
-            a cut for an outlying gradient). The adapters fill it in.
+        lr_scale: the multiplier of the user's own schedule: the lr of the step was base_lr * factor * lr_scale. The
+            adapters fill it in.
     """
 
     kl: float | None = None

@@ -3,25 +3,28 @@
 How it drives the lr: at the begin of a step it writes scheduled lr * factor into the optimizer's param groups, and
 after the update it puts the schedule's own lr back. So every schedule works (those that compute the next lr from the
 last one, and ReduceLROnPlateau and GreedyLR, which step at evaluations), and a checkpoint holds nothing that a Trainer
-without the callback would stumble over.
+without the callback would stumble over. It is no `ExportableState`: those the Trainer may replace by new ones when it
+resumes, and what the user observes on the one that they hold would be lost.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
+import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, cast
 
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
 
 from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
 from adaptive_warmup.regulator import Regulator
-from adaptive_warmup.schedules import built_in_warmup, scheduled_lrs, wants_a_metric
+from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
 
 _log = logging.getLogger("adaptive_warmup")
+_KEY = "adaptive_warmup"  # of our state among the Trainer's
 _PHASES = ("warmup", "holding", "backing_off", "at_ceiling", "done")
 
 
@@ -30,7 +33,7 @@ def default_warmup_steps(max_steps: int) -> int:
     return min(max(max_steps // 10, 10), 1000)
 
 
-class AdaptiveWarmupCallback(TrainerCallback, ExportableState):
+class AdaptiveWarmupCallback(TrainerCallback):
     """Adaptive warmup for a `transformers.Trainer`.
 
         trainer = Trainer(..., callbacks=[AdaptiveWarmupCallback()])
@@ -42,7 +45,7 @@ class AdaptiveWarmupCallback(TrainerCallback, ExportableState):
     - `progress`, `ceiling`: as in `Decision`, ceiling only once it is known
     - `phase`: 0 warmup, 1 holding, 2 backing_off, 3 at_ceiling, 4 done; `alarms`: how many there are
 
-    Its state travels in the checkpoint's `trainer_state.json`.
+    The feedback law skips an update whose gradient is not finite. The state travels in `trainer_state.json`.
 
     Args:
         warmup_steps: the nominal warmup. None: the Trainer's own `warmup_steps`, which this then replaces (its ramp is
@@ -59,9 +62,9 @@ class AdaptiveWarmupCallback(TrainerCallback, ExportableState):
         if warmup_steps is not None:
             Config(warmup_steps)
         self.regulator: Regulator | None = None
-        self.saved: dict[str, Any] | None = None
         self._waiting: list[dict[str, Any]] = []
-        self._taps: list[tuple[Trainer, str]] = []
+        self._untap = ExitStack()
+        self._written: list[float] = []  # what we left in the param groups; empty while they hold the schedule's lrs
         self._loss: Any = None  # of the running step, unread
         self._grad_norm: Any = None
         self._used: Decision | None = None  # the decision that the step just done ran under
@@ -74,6 +77,9 @@ class AdaptiveWarmupCallback(TrainerCallback, ExportableState):
     def observe(self, **signals: Any) -> None:
         """Report any subset of the signals of `Signals` (and `kl_source`) on the step that is running.
 
+        From within the step, or from the `on_step_end` of a callback that stands before this one. Of several processes
+        the first one decides for all, on what it observes: report means over all of them there.
+
         Raises:
             TypeError, ValueError: as `Regulator.observe`.
         """
@@ -83,77 +89,70 @@ class AdaptiveWarmupCallback(TrainerCallback, ExportableState):
             Regulator(Config(1)).observe(**signals)  # refuses what is wrong, here where it comes in
             self._waiting.append(signals)
 
-    def state(self) -> dict[str, Any]:
-        """For the Trainer's checkpoints."""
-        saved = self.regulator.state_dict() if self.regulator else None
-        return {"args": dict(self._settings), "attributes": {"saved": saved}}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Settle the nominal warmup, go on where a checkpoint left off, and find the Trainer."""
         optimizer, schedule = kwargs.get("optimizer"), kwargs.get("lr_scheduler")
         if optimizer is None or schedule is None:
-            raise ValueError(
-                "AdaptiveWarmupCallback found no optimizer with an lr schedule: let the Trainer make both."
-            )
+            raise ValueError("AdaptiveWarmupCallback needs an optimizer and an lr schedule: let the Trainer make both.")
         schedule = getattr(schedule, "scheduler", schedule)  # AcceleratedScheduler
         self._optimizer, self._schedule = optimizer, schedule
+        self._put_back()  # what an exception in an earlier run may have left
         self._metric_driven = wants_a_metric(schedule)
-        first = optimizer.param_groups[0]
-        self._peak = float(args.learning_rate if self._metric_driven else first.get("initial_lr", first["lr"]))
+        # Noted in the groups for the schedules that do not; with them it is saved and loaded.
+        self._peak = peak_lrs(schedule, [g.setdefault("initial_lr", float(g["lr"])) for g in optimizer.param_groups])[0]
         self.regulator = Regulator(self._config(args, state.max_steps))
         self._resume(state)
-        self._attach(_calling_trainer(self))
+        self._attach(calling_trainer(self))
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Put our lr in place of the schedule's."""
+        factor = self._regulator.decision.factor
         self._loss = self._grad_norm = self._used = None
         self._theirs = self._lrs()
         self._ours = self._theirs if self._metric_driven else scheduled_lrs(self._schedule)
-        self._write([lr * self._regulator.decision.factor for lr in self._ours])
+        self._drive(factor)
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Cut this update if its gradient is an outlier; only where reading the norm waits for no device."""
-        norm = self._grad_norm
-        if norm is None or (isinstance(norm, Tensor) and norm.device.type != "cpu"):
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Cut this update if its gradient is an outlier; skip it if no lr would make it harmless."""
+        if self._grad_norm is None:
             return
-        cut = self._regulator.cut(float(norm))
+        norm = float(self._grad_norm)
+        cut = self._regulator.cut(norm)
         if cut < 1.0:
-            self._write([lr * self._regulator.decision.factor * cut for lr in self._ours])
+            self._drive(self._regulator.decision.factor * cut)
+            if not math.isfinite(norm):
+                self._optimizer.zero_grad()
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Give the schedule its own lr back, and leave the lr that was used where the Trainer reads it for its log."""
         if not self._metric_driven:  # for the others it reads the param groups, which keep ours until the step's end
             used = self._lrs()
-            self._write(self._theirs)
+            self._put_back()
             self._schedule._last_lr = used
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide on the next step's factor."""
         used = self._used = self._regulator.decision
         self._regulator.observe(loss=self._loss, grad_norm=self._grad_norm)
-        decision = self._regulator.decide(self._ours[0] / self._peak if self._peak else 0.0)
+        self._regulator.decide(self._ours[0] / self._peak if self._peak else 0.0)
+        agree(self._regulator)
+        decision = self._regulator.decision
         if decision.phase != used.phase:
             _log.info("step %d, %s: %s", state.global_step, decision.phase, "; ".join(decision.reasons))
         if decision.stop:
             control.should_training_stop = True
         if self._metric_driven:
-            self._write(self._theirs)
+            self._put_back()
         else:
             self._schedule._last_lr = self._lrs()  # also where no schedule stepped, after an overflow
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Leave no step open where a callback has cut the epoch short within one."""
+        self._put_back()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Leave the Trainer as it was."""
-        self._detach()
+        self._untap.close()
 
     @property
     def _regulator(self) -> Regulator:
@@ -162,19 +161,18 @@ class AdaptiveWarmupCallback(TrainerCallback, ExportableState):
         return self.regulator
 
     def _config(self, args: TrainingArguments, max_steps: int) -> Config:
-        theirs = max(args.get_warmup_steps(max_steps), built_in_warmup(self._schedule))
+        ramp = built_in_warmup(self._schedule)
+        theirs = ramp or args.get_warmup_steps(max_steps)
         ours = self._settings["warmup_steps"]
         steps = ours or theirs or default_warmup_steps(max_steps)
         source = "the callback's setting" if ours else "the Trainer's warmup_steps" if theirs else "a tenth of the run"
-        replaced = f"; replaces the Trainer's ramp of {theirs} steps" if theirs else ""
+        replaced = f"; replaces the Trainer's ramp of {ramp} steps" if ramp else ""
         _log.info("nominal warmup %d steps (%s)%s", steps, source, replaced)
         return Config(**{**self._settings, "warmup_steps": steps})
 
     def _resume(self, state: TrainerState) -> None:
-        name = type(self).__name__
-        callbacks = cast("dict[str, Any]", state.stateful_callbacks)
-        stored = callbacks.setdefault(name, {})  # the Trainer expects an entry when it saves
-        saved = self.saved or stored.get("attributes", {}).get("saved")
+        self._stored = cast("dict[str, Any]", state.stateful_callbacks)
+        saved = self._stored.get(_KEY)
         if saved and state.global_step:
             self._regulator.load_state_dict(saved)
         elif state.global_step:
@@ -182,33 +180,19 @@ class AdaptiveWarmupCallback(TrainerCallback, ExportableState):
             _log.info("the checkpoint has no adaptive_warmup state: going on from the nominal warmup")
         for signals in self._waiting:
             self._regulator.observe(**signals)
-        self.saved, self._waiting = None, []
+        self._waiting = []
 
     def _attach(self, trainer: Trainer | None) -> None:
-        self._detach()
+        self._untap.close()
         if trainer is None:
             _log.warning("no transformers.Trainer runs this callback: report grad_norm and loss by observe() yourself")
             return
         if sum(isinstance(callback, AdaptiveWarmupCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise ValueError("two AdaptiveWarmupCallbacks on one Trainer would both set the lr: remove one of them.")
-        self._tap(trainer, "_get_grad_norm", self._see_grad_norm)
-        self._tap(trainer, "training_step", self._see_loss)
-        self._tap(trainer, "log", self._add_figures)
-
-    def _tap(self, trainer: Trainer, method: str, see: Callable[..., Any]) -> None:
-        """Shadow a method of this one Trainer by one that looks at what passes, until `_detach`."""
-        original = getattr(trainer, method)
-
-        def tapped(*args: Any, **kwargs: Any) -> Any:
-            return see(original, *args, **kwargs)
-
-        setattr(trainer, method, tapped)
-        self._taps.append((trainer, method))
-
-    def _detach(self) -> None:
-        for trainer, method in self._taps:
-            vars(trainer).pop(method, None)
-        self._taps = []
+        tap(self._untap, trainer, "_get_grad_norm", self._see_grad_norm)
+        tap(self._untap, trainer, "training_step", self._see_loss)
+        tap(self._untap, trainer, "log", self._add_figures)
+        tap(self._untap, trainer, "_save_checkpoint", self._save)
 
     def _see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._grad_norm = original(*args, **kwargs)
@@ -224,6 +208,17 @@ class AdaptiveWarmupCallback(TrainerCallback, ExportableState):
             logs |= {f"adaptive_warmup/{name}": value for name, value in self._figures(self._used).items()}
         return original(logs, *args, **kwargs)
 
+    def _save(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A checkpoint has the schedule's own lr, also in the midst of a step (SIGTERM), and our state."""
+        self._stored[_KEY] = self._regulator.state_dict()
+        written = self._written
+        self._put_back()
+        saved = original(*args, **kwargs)
+        if written:
+            self._write(written)
+            self._written = written
+        return saved
+
     def _figures(self, used: Decision) -> dict[str, float]:
         figures: dict[str, float] = {
             "factor": used.factor,
@@ -237,20 +232,19 @@ class AdaptiveWarmupCallback(TrainerCallback, ExportableState):
     def _lrs(self) -> list[float]:
         return [float(group["lr"]) for group in self._optimizer.param_groups]
 
+    def _drive(self, factor: float) -> None:
+        self._write([lr * factor for lr in self._ours])
+        self._written = self._lrs()
+
+    def _put_back(self) -> None:
+        """Give the schedule its own lr back; where another has come since, as with a new schedule, that one stays."""
+        if self._written and self._written == self._lrs()[: len(self._written)]:
+            self._write(self._theirs)
+        self._written = []
+
     def _write(self, lrs: list[float]) -> None:
         for group, lr in zip(self._optimizer.param_groups, lrs, strict=False):  # groups may have been added in between
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
-
-
-def _calling_trainer(callback: TrainerCallback) -> Trainer | None:
-    """The Trainer that is calling `callback`: callbacks are handed everything but the Trainer itself."""
-    frame = inspect.currentframe()
-    while frame:
-        candidate = frame.f_locals.get("self")
-        if isinstance(candidate, Trainer) and callback in candidate.callback_handler.callbacks:
-            return candidate
-        frame = frame.f_back
-    return None

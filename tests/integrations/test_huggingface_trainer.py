@@ -1,0 +1,230 @@
+"""`AdaptiveWarmupCallback` leaves the real `transformers.Trainer` as it was, and says what it cannot do."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
+from tests.integrations.trainers import (
+    FLAT,
+    PEAK,
+    RAMP,
+    STEPS,
+    WARMUP,
+    Plant,
+    Record,
+    arguments,
+    flat,
+    plain,
+    same,
+    scheduled,
+    trainer,
+    weights,
+)
+
+
+class BrokenError(Exception):
+    pass
+
+
+class Breaks(TrainerCallback):
+    """Raises once, within step number `step`."""
+
+    def __init__(self, step: int, event: str) -> None:
+        self.step = step
+        setattr(self, event, self._raise)
+
+    def _raise(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.step = -1
+            raise BrokenError
+
+
+def test_two_callbacks_on_one_trainer_are_refused(tmp_path: Path) -> None:
+    run = trainer(tmp_path, [AdaptiveWarmupCallback(), AdaptiveWarmupCallback()])
+    with pytest.raises(ValueError, match="two AdaptiveWarmupCallbacks"):
+        run.train()
+
+
+def test_added_by_add_callback(tmp_path: Path) -> None:
+    record = Record()
+    run = trainer(tmp_path, [record], **FLAT)
+    run.add_callback(AdaptiveWarmupCallback(4))
+    run.train()
+    assert record.lrs == pytest.approx(flat(STEPS, 4))
+    assert record.logged("adaptive_warmup/factor") == RAMP
+
+
+def test_training_twice_is_two_equal_warmups_and_leaves_the_trainer_as_it_was(tmp_path: Path) -> None:
+    record = Record()
+    run = trainer(tmp_path, [record, AdaptiveWarmupCallback(4)], **FLAT)
+    methods = [name for name, value in vars(run).items() if callable(value)]
+    run.train()
+    assert [name for name, value in vars(run).items() if callable(value)] == methods
+    run.train()
+    assert record.lrs == pytest.approx(flat(STEPS, 4) * 2)
+    assert [name for name, value in vars(run).items() if callable(value)] == methods
+
+
+def test_a_method_that_somebody_else_replaced_comes_back(tmp_path: Path) -> None:
+    run = trainer(tmp_path, [AdaptiveWarmupCallback(4)])
+    seen: list[dict[str, float]] = []
+    original = run.log
+
+    def mine(logs: dict[str, float], *args: Any) -> None:
+        seen.append(logs)
+        original(logs, *args)
+
+    run.log = mine
+    run.train()
+    assert run.log is mine
+    assert len(seen) == STEPS + 1
+
+
+@pytest.mark.parametrize("schedule", ["linear", "reduce_lr_on_plateau"])
+@pytest.mark.parametrize("event", ["on_pre_optimizer_step", "on_optimizer_step", "on_step_end"])
+def test_training_again_after_an_exception(tmp_path: Path, schedule: str, event: str) -> None:
+    record = Record()
+    settings = {**arguments(schedule), "save_strategy": "no"}
+    run = trainer(tmp_path, [record, AdaptiveWarmupCallback(WARMUP), Breaks(1, event)], **settings)
+    methods = [name for name, value in vars(run).items() if callable(value)]
+    with pytest.raises(BrokenError):
+        run.train()
+    record._hook.remove()
+    record.groups.clear()
+    run.train()
+    assert record.lrs == pytest.approx([lr * up for lr, up in zip(scheduled(schedule), RAMP, strict=True)])
+    assert [name for name, value in vars(run).items() if callable(value)] == methods
+
+
+@pytest.mark.parametrize("schedule", ["constant", "reduce_lr_on_plateau"])
+def test_an_epoch_cut_short_within_a_step_does_not_leave_our_lr_behind(tmp_path: Path, schedule: str) -> None:
+    class Cut(TrainerCallback):
+        done = False
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1 and not self.done:
+                self.done = control.should_epoch_stop = True
+
+    record = Record()
+    settings = {**arguments(schedule), "gradient_accumulation_steps": 2}
+    trainer(tmp_path, [record, AdaptiveWarmupCallback(WARMUP), Cut()], **settings).train()
+    expected = [lr * up for lr, up in zip(scheduled(schedule), RAMP, strict=True)]
+    assert record.lrs == pytest.approx(expected[: len(record.lrs)])
+    assert len(record.lrs) > 8
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "greedy"])
+def test_harmless(tmp_path: Path, schedule: str) -> None:
+    """A law that does nothing changes nothing, to the bit."""
+    settings = {**arguments(schedule), "warmup_steps": 0}
+    bare = Record()
+    without = trainer(tmp_path, [bare], **settings)
+    without.train()
+    record = Record()
+    run = trainer(tmp_path, [record, AdaptiveWarmupCallback(1, law="linear")], **settings)
+    run.train()
+    assert same(weights(run), weights(without))
+    assert record.lrs == bare.lrs
+    assert plain(record.logs) == plain(bare.logs)
+
+
+def test_bf16_autocast(tmp_path: Path) -> None:
+    warmup = AdaptiveWarmupCallback(4)
+    record = Record(warmup)
+    trainer(tmp_path, [record, Plant(record, warmup, bears=PEAK), warmup], bf16=True, **FLAT).train()
+    assert record.lrs[-1] == pytest.approx(PEAK)
+    assert all(isinstance(s.loss, float) and isinstance(s.grad_norm, float) for s in record.signals if s)
+
+
+# --- What it refuses ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"warmup_steps": 0}, ValueError, "warmup_steps=0"),
+        ({"warmup_steps": 2.5}, ValueError, "warmup_steps=2.5"),
+        ({"warmup_steps": -3}, ValueError, "warmup_steps=-3"),
+        ({"target_kl": -1.0}, ValueError, "target_kl=-1.0"),
+        ({"target_kl": math.nan}, ValueError, "target_kl=nan"),
+        ({"min_factor": 2.0}, ValueError, "min_factor=2.0"),
+        ({"min_warmup_steps": 9, "warmup_steps": 4}, ValueError, "min_warmup_steps=9"),
+        ({"law": "quadratic"}, ValueError, "law='quadratic'"),
+        ({"on_gaming": "panic"}, ValueError, "on_gaming='panic'"),
+        ({"warmup": 10}, TypeError, "'warmup'"),
+    ],
+)
+def test_bad_settings_are_refused_at_construction(settings: Any, error: Any, words: str) -> None:
+    with pytest.raises(error) as caught:
+        AdaptiveWarmupCallback(**settings)
+    assert words in str(caught.value)
+
+
+def test_unknown_signals_are_refused_with_the_nearest_name() -> None:
+    warmup = AdaptiveWarmupCallback()
+    with pytest.raises(TypeError, match="Did you mean grad_norm"):
+        warmup.observe(grad_nrm=1.0)
+    with pytest.raises(TypeError, match="kl, with kl_source='in_loop'"):
+        warmup.observe(approx_kl=1.0)
+    with pytest.raises(ValueError, match="kl_source='guess'"):
+        warmup.observe(kl=1.0, kl_source="guess")
+    with pytest.raises(ValueError, match="shape"):
+        warmup.observe(kl=torch.ones(3))
+
+
+def test_what_is_observed_before_training_counts_for_the_first_step(tmp_path: Path) -> None:
+    warmup = AdaptiveWarmupCallback(10)
+    record = Record(warmup)
+    warmup.observe(kl=0.01)
+    trainer(tmp_path, [record, warmup], max_steps=2, **FLAT).train()
+    assert [s.kl for s in dict.fromkeys(record.signals) if s] == [0.01, None]
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_step_end", "on_epoch_begin"])
+def test_added_while_training_runs(tmp_path: Path, event: str) -> None:
+    class Adds(TrainerCallback):
+        def __init__(self) -> None:
+            setattr(self, event, lambda *args, **kwargs: run.add_callback(AdaptiveWarmupCallback(4)))
+
+    run = trainer(tmp_path, [Adds()])
+    with pytest.raises(RuntimeError, match=r"before trainer\.train"):
+        run.train()
+
+
+_PROCESS = """
+import json, sys
+from pathlib import Path
+from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
+from tests.integrations.trainers import FLAT, Record, Told, trainer, weights
+
+out = Path(sys.argv[1])
+warmup = AdaptiveWarmupCallback(8)
+record = Record(warmup)
+run = trainer(out, [record, Told(warmup), warmup], ddp_backend="gloo", **FLAT)
+run.train()
+told = {"lrs": record.lrs, "weights": [tensor.tolist() for tensor in weights(run)]}
+(out / f"{run.args.process_index}.json").write_text(json.dumps(told))
+"""
+
+
+def test_processes_that_observe_different_things_stay_together(tmp_path: Path) -> None:
+    """The first one's KL is at the target at a third of the peak; the second one sees nine times that."""
+    script = tmp_path / "process.py"
+    script.write_text(_PROCESS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path)], env=environment, check=True, capture_output=True, timeout=120)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["lrs"][-4:] == pytest.approx([PEAK / 3] * 4)
