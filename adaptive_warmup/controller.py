@@ -8,7 +8,8 @@ to all laws is here: the alarms, the phases, the end of the warmup, and handing 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -50,9 +51,11 @@ class Config:
     law: str = "feedback"
 
     def __post_init__(self) -> None:
-        _whole("warmup_steps", self.warmup_steps)
+        self._settle("warmup_steps", _whole)
+        self._settle("target_kl", float)
+        self._settle("min_factor", float)
         if self.min_warmup_steps is not None:
-            _whole("min_warmup_steps", self.min_warmup_steps)
+            self._settle("min_warmup_steps", _whole)
             if self.min_warmup_steps > self.warmup_steps:
                 raise ValueError(
                     f"min_warmup_steps={self.min_warmup_steps} exceeds warmup_steps={self.warmup_steps}:"
@@ -67,6 +70,14 @@ class Config:
         if self.law not in laws.LAWS:
             raise ValueError(f"law={self.law!r} is unknown: use one of {', '.join(map(repr, laws.LAWS))}.")
 
+    def _settle(self, name: str, kind: Callable[[Any], int | float]) -> None:
+        """Numbers of numpy's and the like become Python's, which every checkpoint can hold."""
+        try:
+            object.__setattr__(self, name, kind(getattr(self, name)))
+        except (TypeError, ValueError) as error:
+            remedy = "a whole number of steps, 1 or more (1 means no warmup)" if kind is _whole else "a number"
+            raise ValueError(f"{name}={getattr(self, name)!r} must be {remedy}.") from error
+
     @property
     def shortest(self) -> int:
         """The least number of steps that the warmup takes."""
@@ -78,9 +89,11 @@ class Config:
         return min(self.min_factor, 1.0 / self.warmup_steps)
 
 
-def _whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number of steps, 1 or more (1 means no warmup).")
+def _whole(value: Any) -> int:
+    number = operator.index(value)
+    if number < 1 or isinstance(value, bool):
+        raise ValueError
+    return number
 
 
 @dataclass(frozen=True, slots=True)

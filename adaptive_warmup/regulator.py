@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from adaptive_warmup import controller, laws
-from adaptive_warmup.alarms import Alarm
+from adaptive_warmup.alarms import Alarm, is_finite
 from adaptive_warmup.controller import Config, Decision
 from adaptive_warmup.signals import Signals, check_name, check_source
 
@@ -73,9 +73,10 @@ class Regulator:
         Args:
             lr_scale: multiplier of the user's own schedule during the step just done.
         """
-        if any(cut < 1.0 for cut in self._cuts):  # such an update says nothing of the run's gain
-            self._waiting.pop("kl", None)
-        self.signals = Signals(lr_scale=lr_scale, **_read(self._waiting))
+        read = _read(self._waiting)
+        if any(cut < 1.0 for cut in self._cuts) and is_finite(read.get("kl")):
+            del read["kl"]  # of an update at a cut lr, it says nothing of the run's gain
+        self.signals = Signals(lr_scale=lr_scale, **read)
         before = self.decision
         self.state, self.decision = controller.step(self.config, self.state, self.signals)
         self._waiting, self._cuts = {}, []

@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -312,6 +313,7 @@ def test_a_peak_a_hundred_times_beyond_is_brought_to_the_same_lr() -> None:
         ({"warmup_steps": 10, "min_warmup_steps": 0}, "min_warmup_steps=0"),
         ({"warmup_steps": 10, "target_kl": -1.0}, "target_kl=-1.0"),
         ({"warmup_steps": 10, "target_kl": math.nan}, "target_kl=nan"),
+        ({"warmup_steps": 10, "target_kl": "low"}, "target_kl='low' must be a number"),
         ({"warmup_steps": 10, "min_factor": 0.0}, "min_factor=0.0"),
         ({"warmup_steps": 10, "on_gaming": "shout"}, "on_gaming='shout'"),
         ({"warmup_steps": 10, "law": "pid"}, "law='pid'"),
@@ -320,6 +322,13 @@ def test_a_peak_a_hundred_times_beyond_is_brought_to_the_same_lr() -> None:
 def test_bad_settings_are_quoted(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Config(**settings)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    config = Config(np.int64(10), target_kl=np.float64(0.01))  # type: ignore[arg-type]
+    assert config == Config(10)
+    assert type(config.warmup_steps) is int
+    assert type(config.target_kl) is float
 
 
 def test_importing_the_controller_imports_no_torch() -> None:
