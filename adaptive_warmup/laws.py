@@ -63,7 +63,7 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     """
     kl = signals.kl
     hold = _hold(config, state, alarms)
-    if is_finite(kl) and kl > _NO_MEASUREMENT and _NO_UPDATE < signals.lr_scale < math.inf:
+    if is_finite(kl) and kl > _NO_MEASUREMENT and _NO_UPDATE < signals.lr_scale < 1.0 / _NO_UPDATE:
         gain = _gain(state).update(kl / _SCALE[signals.kl_source], state.factor * signals.lr_scale)
         ceiling = gain.factor_for(config.target_kl)
         move = _toward(config, state, gain, ceiling, kl, signals, hold)

@@ -65,7 +65,7 @@ def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "<b>sly&" not in page.split("Plotly.newPlot")[0].split("plotly.js")[0]
     assert "&lt;b&gt;sly&amp;" in page
-    assert '<script src=' not in page
+    assert "<script src=" not in page
     assert '<link rel="stylesheet"' not in page
     assert "backing off" in page or "rising to" in page
 
