@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.history import DecisionLog
@@ -64,6 +65,7 @@ def run(arm: Arm, settings: Settings, folder: Path, tell: Callable[[Progress], N
     """Train and evaluate one arm; its log is `<folder>/<arm>.jsonl`, complete up to the last step at all times."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     torch.set_num_threads(1)  # the arms share the machine
+    transformers_logging.set_verbosity_error()  # it has a word on a kernel for GPUs
     ppo = _ppo(arm, settings)
     scheduler = ppo.scheduler
     assert isinstance(scheduler, AdaptiveWarmup)
