@@ -67,7 +67,7 @@ class Verdict:
         events: in order.
         differs: the first step at which the controller's lr is far from the run's; from there on its decisions are no
             longer what would have happened.
-        finished: the step after which the controller was at the peak first.
+        finished: the step after which the controller was at the peak first; `held`, below it by its ceiling.
         ceiling: the last estimate of what the run bears, as a factor.
         above: rows at which the run's lr was above what it is estimated to bear.
         far_above: the first step at which it was so by more than a factor of 2, and `most`, the largest such factor.
@@ -78,6 +78,7 @@ class Verdict:
     events: list[Event] = field(default_factory=list)
     differs: int | None = None
     finished: int | None = None
+    held: int | None = None
     ceiling: float | None = None
     above: int = 0
     far_above: int | None = None
@@ -123,7 +124,8 @@ def _weigh(verdict: Verdict, moment: Moment) -> None:
     if decision.factor == 1.0 and verdict.finished is None:
         verdict.finished = moment.step
         _event(verdict, moment, "at the peak")
-    if decision.phase == "at_ceiling" and verdict.ceiling is None:
+    if decision.phase == "at_ceiling" and verdict.held is None:
+        verdict.held = moment.step
         _event(verdict, moment, "held by the ceiling, below the peak")
     verdict.ceiling = decision.ceiling
     if moment.excess > 1.0:

@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--lr", type=positive, default=1e-2, help="peak learning rate of the policy")
-    demo.add_argument("--steps", type=count, default=150, help="RL steps of each arm")
+    demo.add_argument("--steps", type=count, default=60, help="RL steps of each arm")
     demo.add_argument("--seed", type=int, default=0, help="seeds sampling, mini-batches and evaluation")
     demo.add_argument("--task", default="search", help="'search', or any task of the reasoning-gym package by its name")
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for the logs and the report")

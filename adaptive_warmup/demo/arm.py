@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import multiprocessing
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def run(arm: Arm, settings: Settings, folder: Path, tell: Callable[[Progress], N
     """Train and evaluate one arm; its log is `<folder>/<arm>.jsonl`, complete up to the last step at all times."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     torch.set_num_threads(1)  # the arms share the machine
-    transformers_logging.set_verbosity_error()  # it has a word on a kernel for GPUs
+    quiet()
     ppo = _ppo(arm, settings)
     scheduler = ppo.scheduler
     assert isinstance(scheduler, AdaptiveWarmup)
@@ -73,11 +74,19 @@ def run(arm: Arm, settings: Settings, folder: Path, tell: Callable[[Progress], N
     about = {"arm": arm.name, "lr": settings.lr, "task": settings.task, "seed": settings.seed, "steps": settings.steps}
     with DecisionLog(folder / f"{arm.slug}.jsonl", regulator.config, **about) as log:
         for step, metrics in enumerate(ppo.run(settings.steps, progress=False)):
+            if (parent := multiprocessing.parent_process()) and not parent.is_alive():
+                return  # killed, it could not end us
             last = step + 1 == settings.steps
             evaluation = {"evaluation": ppo.evaluate(_EVALUATION, seed=settings.seed + 1)} if last else {}
             log.write(regulator, lr=metrics["lr"], **evaluation)
             now = regulator.decision
             tell(Progress(arm.name, step, metrics["lr"], metrics["objective/scores"], now.phase, now.reasons[0]))
+
+
+def quiet() -> None:
+    """No word of transformers' on kernels for GPUs, no bar for loading a small policy."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def _ppo(arm: Arm, settings: Settings) -> PPO:

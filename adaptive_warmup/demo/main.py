@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from adaptive_warmup import history, report
-from adaptive_warmup.demo.arm import ARMS, Progress, Settings, run
+from adaptive_warmup.demo.arm import ARMS, Progress, Settings, quiet, run
 from adaptive_warmup.ppo.reference import reference
 from adaptive_warmup.ppo.tasks import make
 
@@ -30,6 +30,7 @@ _SCORE_STEPS = 8  # the score shown is a mean over so many steps
 def demo(settings: Settings, output: Path) -> int:
     """Run all arms, print the table, write `output`/report.html. Returns the exit code (130 after Ctrl-C)."""
     console = Console()
+    quiet()
     output.mkdir(parents=True, exist_ok=True)
     reference(make(settings.task))  # made and cached before the arms start, or they would all make it
     begin, code = time.monotonic(), 0

@@ -39,7 +39,7 @@ PERFECT_SHARE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Shape of a policy and length of its training; see `SIZES`. A block is a convolution layer and an attention layer."""
+    """Shape of a policy and length of its training; see `SIZES`. A block is a convolution and an attention layer."""
 
     vocabulary: int
     hidden_size: int

@@ -1,0 +1,204 @@
+"""`adaptive-warmup replay`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptive_warmup.commands.arguments import Commands, count, needs, positive
+
+if TYPE_CHECKING:
+    from adaptive_warmup.readers import Found
+    from adaptive_warmup.replay import Moment, Setup
+    from adaptive_warmup.verdict import Ringing, Verdict
+
+_MOST_EVENTS = 12  # shown; all of them are in --json
+_MOST_UNUSED = 12
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "replay",
+        help="what the controller would have done on a run of the past, from its log",
+        description="Reads the log of a run of the past: a decision log, transformers' trainer_state.json, TensorBoard"
+        " event files, W&B's export or offline run, verl's and Search-R1's console log or JSON lines, any CSV or JSON"
+        " lines. Says what it took as what, which alarms would have rung and how long before the run died, and what"
+        " the learning rate would have done, and how sure that is.",
+        epilog="Exit code: 0 no alarm would have rung, 1 some would, 2 bad input.",
+    )
+    parser.add_argument("log", type=Path, metavar="LOG", help="a log, or the folder of one run")
+    parser.add_argument("--lr", type=positive, help="peak of the run's schedule (default: the highest in the log)")
+    parser.add_argument(
+        "--warmup-steps",
+        type=count,
+        help="nominal warmup, in steps of the log (default: the run's own where its lr shows one, else a tenth of the"
+        " run); where the log has no lr, also the warmup that the run is taken to have had",
+    )
+    parser.add_argument("--target-kl", type=positive, help="nats per token a step (default: 0.01)")
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="KEY=SIGNAL",
+        help="a key of yours: lr, kl, kl:in_loop, task_reward, kl_reward, grad_norm, loss, ... (may be repeated)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.add_argument("-o", "--output", type=Path, metavar="PAGE", help="draw the run and the replay as an HTML page")
+    parser.add_argument("--force", action="store_true", help="replace PAGE if it exists")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read, replay, print."""
+    from adaptive_warmup.readers import decision_log, read
+    from adaptive_warmup.replay import replay, setup
+    from adaptive_warmup.verdict import judge
+
+    _check_output(arguments)
+    try:
+        found = read(arguments.log, dict(arguments.map))
+    except TypeError as error:  # an unknown signal in --map
+        raise ValueError(str(error)) from error
+    base, peak = decision_log.settings(found.path) if found.format is decision_log else (None, None)
+    given = setup(found.past, base, arguments.lr or peak, arguments.warmup_steps, arguments.target_kl)
+    moments = replay(found.past, given)
+    if arguments.output:
+        moments = iter(kept := list(moments))
+    verdict = judge(found.past, moments)
+    if arguments.json:
+        print(json.dumps(_plain(found, given, verdict), allow_nan=False))
+    else:
+        print("\n".join(_text(found, given, verdict)))
+    if arguments.output:
+        _draw(arguments.output, found, given, kept)
+        print(arguments.output, file=sys.stderr)
+    return 1 if verdict.alarms else 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, sign, signal = text.rpartition("=")
+    if not (key and sign and signal):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=SIGNAL")
+    return key, signal
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    if arguments.output:
+        needs("plotly")
+        if arguments.output.exists() and not arguments.force:
+            raise ValueError(f"{arguments.output} exists: choose another name, or say --force.")
+
+
+def _text(found: Found, given: Setup, verdict: Verdict) -> Iterator[str]:
+    past = found.past
+    steps = f"{len(past.steps)} steps, {past.steps[0]} to {past.steps[-1]}"
+    yield f"{found.path}: {found.format.NAME}, {steps}" + (f", every {past.every}" if past.every > 1 else "")
+    yield "\ntaken"
+    wide = max(len(one.signal) for one in past.taken), max(len(one.key) for one in past.taken)
+    for one in past.taken:
+        yield f"  {one.signal:{wide[0]}}  {one.key:{wide[1]}}  {one.what} ({one.host})"
+    yield from _listed("not taken", [f"{key}: {why}" for key, why in past.unused.items()], _MOST_UNUSED)
+    yield from _listed("the file", found.notes)
+    yield from _listed("assumed", list(given.assumed))
+    yield "\nthe run"
+    yield from (f"  {line}" for line in _run(given, verdict))
+    yield "\nalarms that would have rung" if verdict.alarms else "\nno alarm would have rung"
+    yield from (f"  {_rang(one)}" for one in verdict.alarms)
+    yield f"\nwhat the lr would have done (warmup {given.warmup_steps} steps, target kl {given.config.target_kl:g})"
+    yield from (f"  {line}" for line in _lr(given, verdict))
+
+
+def _listed(title: str, items: list[str], most: int | None = None) -> Iterator[str]:
+    if items:
+        yield f"\n{title}"
+        yield from (f"  {item}" for item in items[:most])
+        if most and len(items) > most:
+            yield f"  and {len(items) - most} more"
+
+
+def _run(given: Setup, verdict: Verdict) -> Iterator[str]:
+    rates = given.rates
+    if rates.peak:
+        own = f", its own warmup {rates.warmup_steps} steps" if rates.warmup_steps else ""
+        yield f"peak lr {rates.peak:.3g}{own}"
+    yield f"died at step {verdict.death.step}: {verdict.death.why}" if verdict.death else "did not die"
+
+
+def _rang(one: Ringing) -> str:
+    when = f"step {one.first}" + (f" to {one.last}" if one.rows > 1 else "")
+    lead = "" if one.lead is None else f", {one.lead} steps before the run died" if one.lead else ", as the run died"
+    return f"{one.name}: {when}{lead}: {one.message}"
+
+
+def _lr(given: Setup, verdict: Verdict) -> Iterator[str]:
+    for event in verdict.events[:_MOST_EVENTS]:
+        yield f"after step {event.step}{'' if event.certain else ' (*)'}: {event.what}, factor {event.factor:.2g}"
+    if len(verdict.events) > _MOST_EVENTS:
+        yield f"and {len(verdict.events) - _MOST_EVENTS} more (--json lists them)"
+    if verdict.differs is not None:
+        yield f"(*) from step {verdict.differs} the lr would have been another: no longer what would have happened"
+    if verdict.ceiling:
+        lr = f" (lr {verdict.ceiling * given.rates.peak:.2g})" if given.rates.peak else ""
+        yield f"by its KL, the run at its end bears {verdict.ceiling:.2g} times its peak{lr}"
+    if verdict.above:
+        far = f"; at step {verdict.far_above} first by more than a factor of 2" if verdict.far_above is not None else ""
+        yield f"the run's lr was above what it bears at {verdict.above} steps, at most {verdict.most:.2g} times{far}"
+
+
+def _plain(found: Found, given: Setup, verdict: Verdict) -> dict[str, Any]:
+    past = found.past
+    return {
+        "path": str(found.path),
+        "format": found.format.NAME,
+        "steps": {"count": len(past.steps), "first": int(past.steps[0]), "last": int(past.steps[-1]),
+                  "every": past.every},
+        "taken": [one._asdict() for one in past.taken],
+        "not_taken": dict(past.unused),
+        "file": found.notes,
+        "assumed": list(given.assumed),
+        "run": {"peak_lr": given.rates.peak, "warmup_steps": given.rates.warmup_steps},
+        "controller": {"warmup_steps": given.warmup_steps, "target_kl": given.config.target_kl},
+        **asdict(verdict),
+        "death": verdict.death._asdict() if verdict.death else None,
+        "events": [event._asdict() for event in verdict.events],
+    }  # fmt: skip
+
+
+def _draw(output: Path, found: Found, given: Setup, moments: list[Moment]) -> None:
+    """Two lines on the report's page: the run as it was, and the lr that the controller would have set."""
+    from adaptive_warmup import history, report
+
+    about = {"log": found.path.name, "format": found.format.NAME}
+    peak = given.rates.peak or 1.0
+    gapless = found.past.every == 1 and len(moments) == moments[-1].step - moments[0].step + 1
+    was = [{"step": m.step, "lr": m.used * peak, "signals": _reported(m), "next": 1.0, "phase": "warmup", "reasons": ()}
+           for m in moments]  # fmt: skip
+    would = [_decided(m, m.factor * m.used / m.own * peak if m.own > 0.0 else m.factor * peak, gapless)
+             for m in moments]  # fmt: skip
+    linear = replace(given.config, law="linear")
+    runs = [history.Run(linear, {"arm": "the run as it was", **about}, was),
+            history.Run(given.config, {"arm": "the controller, replayed", **about}, would)]  # fmt: skip
+    report.write(output, runs, title=f"Replay of {found.path.name}")
+
+
+def _reported(moment: Moment) -> dict[str, float]:
+    from adaptive_warmup.signals import NAMES
+
+    pairs = ((name, getattr(moment.signals, name)) for name in NAMES)
+    return {name: value for name, value in pairs if value is not None and math.isfinite(value)}
+
+
+def _decided(moment: Moment, lr: float, gapless: bool) -> dict[str, Any]:
+    decision = moment.decision
+    step = {"step": moment.step, "lr": lr, "signals": {}, "next": decision.factor, "phase": decision.phase,
+            "reasons": decision.reasons, "alarms": decision.alarms}  # fmt: skip
+    # The report reads what the run bears off the step before, so it needs every step.
+    return step | ({"ceiling": decision.ceiling} if decision.ceiling is not None and gapless else {})

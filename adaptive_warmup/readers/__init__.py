@@ -1,0 +1,118 @@
+"""Runs of the past, as people have them: one file for each format, with the same verbs, and `keys.py` on what they say.
+
+A format has a `NAME`, `recognises(path, head)`, given the first lines of a file (none of a folder), and
+`rows(path, notes)`. To add one, write it and enter it in `FORMATS`, the surest mark first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from adaptive_warmup.readers import console, decision_log, event_files, json_document, json_lines, table, wandb_run
+from adaptive_warmup.readers.collect import Collector
+from adaptive_warmup.readers.past import Column, Past, Taken
+from adaptive_warmup.readers.rows import Notes, Row, lines
+
+__all__ = ["FORMATS", "Column", "Found", "Past", "Taken", "read"]
+
+
+class Format(Protocol):
+    """What a file of this package offers."""
+
+    NAME: str
+
+    def recognises(self, path: Path, head: list[str]) -> bool:
+        """Whether the file, or folder, is of this format."""
+        ...
+
+    def rows(self, path: Path, notes: Notes) -> Iterator[Row]:
+        """Its rows, in the order of the file."""
+        ...
+
+
+FORMATS: tuple[Format, ...] = (event_files, wandb_run, decision_log, json_lines, json_document, console, table)
+
+
+class Found(NamedTuple):
+    """A run that was read.
+
+    Attributes:
+        path: the file, or folder.
+        format: its name.
+        past: the run.
+        notes: what was odd, as sentences.
+    """
+
+    path: Path
+    format: Format
+    past: Past
+    notes: list[str]
+
+
+def read(path: Path, mapping: Mapping[str, str] | None = None) -> Found:
+    """Find the format and the signals of a run.
+
+    Args:
+        path: a log, or the folder of one run: TensorBoard's, W&B's, or a Trainer's with `trainer_state.json` in it.
+        mapping: further keys, by signal (`lr`, a name of `Signals`, or `kl:` and a kl_source).
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ImportError: the format needs a package that is not installed.
+        TypeError, ValueError: an unknown signal in `mapping`; no format that we know; no step; no key that serves.
+    """
+    path = _inside(path)
+    notes = Notes()
+    collector = Collector(mapping or {}, notes)
+    chosen = _format(path)
+    seen = 0
+    for row in chosen.rows(path, notes):
+        seen += 1
+        if not collector.add(row):
+            break
+    past = collector.past()
+    if past is None:
+        raise ValueError(f"{path}: {_nothing(chosen, seen, collector.names())}{_also(notes)}")
+    return Found(path, chosen, past, notes.sentences())
+
+
+def _inside(path: Path) -> Path:
+    """Of a Trainer's folder, the state it saved at the end; else event files or a W&B run; else its last checkpoint."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder.")
+    if not path.is_dir():
+        return path
+    state = path / "trainer_state.json"
+    if state.exists() or event_files.recognises(path, []) or wandb_run.recognises(path, []):
+        return state if state.exists() else path
+    found = path.glob("checkpoint-*/trainer_state.json")
+    states = [state for state in found if state.parent.name.rpartition("-")[2].isdigit()]
+    if not states:
+        raise ValueError(f"{path} holds no event files, no W&B run and no trainer_state.json: say which file to read.")
+    return max(states, key=lambda state: int(state.parent.name.rpartition("-")[2]))
+
+
+def _format(path: Path) -> Format:
+    head = [] if path.is_dir() else [line.text for line in islice(lines(path, Notes()), 20)]
+    if path.is_file() and path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty: the run has logged nothing.")
+    return next((one for one in FORMATS if one.recognises(path, head)), console)
+
+
+def _nothing(chosen: Format, seen: int, names: list[str]) -> str:
+    if not seen and chosen is console:
+        return (
+            "no format that is known: no decision log, trainer_state.json, event file, W&B run, JSON lines, CSV, nor a"
+            " console log with lines like 'step:12 - actor/ppo_kl:0.001 - ...'."
+        )
+    if not seen:
+        return f"read as {chosen.NAME}, it holds no step: has the run logged anything?"
+    listed = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+    return f"no key that serves among {listed or 'none'}. Say which is what: --map 'KEY=SIGNAL'."
+
+
+def _also(notes: Notes) -> str:
+    return "".join(f" ({sentence})" for sentence in notes.sentences())

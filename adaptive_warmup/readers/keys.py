@@ -1,0 +1,168 @@
+"""What the keys in other programs' logs are: one table, with units, estimators, signs, and what cannot serve.
+
+A key stands here under its plain name: `train/` of the Trainer's reporters, and the run's name that W&B puts before
+the keys of a chart it exports, are taken off where the name is not known with them. Sources are named by host; the
+estimators k1, k2, k3 are those of `adaptive_warmup.signals`. To read another program's logs, add its keys here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from adaptive_warmup.signals import KL_SOURCES, NAMES, KLSource, check_name, check_source
+
+
+class Key(NamedTuple):
+    """A key that serves.
+
+    Attributes:
+        name: the plain key.
+        signal: of `Signals`, or `lr`.
+        what: unit, estimator and reduction.
+        host: who logs it.
+        scale: times this it has our unit and sign.
+        source: how the KL was measured.
+        ahead: what is logged at a step is used in the next one.
+    """
+
+    name: str
+    signal: str
+    what: str
+    host: str
+    scale: float = 1.0
+    source: KLSource = "post_update"
+    ahead: bool = False
+
+
+class Derived(NamedTuple):
+    """A signal that two keys give: `first - second`, or `first / second`."""
+
+    signal: str
+    first: str
+    sign: str
+    second: str
+    what: str
+    host: str
+
+
+_PER_TOKEN = "nats per response token"
+_SUM = "mean over sequences of the sum over a sequence, signed, in units of reward"
+_SCORE = "mean score, without the KL"
+_IN_LOOP = f"{_PER_TOKEN}, read in the loop before each mini-batch's update"
+_PRE_CLIP = "L2, before clipping"
+_VERL, _OLD_VERL, _TRL, _PPO, _OLDEST = "verl", "verl of 2024", "TRL", "TRL's PPO", "TRL's PPO before 0.12"
+_SB3, _OURS, _TRAINER = "Stable-Baselines3", "adaptive_warmup.ppo", "transformers"
+
+# Of several keys for one signal, the first that the run has is taken.
+KEYS: tuple[Key, ...] = (
+    *(Key(f"signals/kl:{source}", "kl", _PER_TOKEN, "adaptive-warmup", source=source) for source in KL_SOURCES),
+    *(Key(f"signals/{name}", name, "as in the log", "adaptive-warmup") for name in (*NAMES, "lr") if name != "kl"),
+    Key("policy/kl", "kl", f"k3 after the step's last update, {_PER_TOKEN}", _OURS),
+    Key("actor/ppo_kl", "kl", f"k1, {_IN_LOOP}", _VERL, source="in_loop"),
+    Key("policy/approxkl_avg", "kl", f"k2, {_IN_LOOP}", _PPO, source="in_loop"),
+    Key("ppo/policy/approxkl", "kl", f"k2, {_IN_LOOP}", _OLDEST, source="in_loop"),
+    Key("approx_kl", "kl", "k3, nats per action, read in the loop before each update", _SB3, source="in_loop"),
+    Key("policy/reference_kl", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", _OURS),
+    Key("actor/reward_kl_penalty", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", _VERL),
+    Key("critic/kl", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", "Search-R1"),
+    Key("critic/score/mean", "task_reward", _SCORE, _VERL),
+    Key("objective/scores", "task_reward", _SCORE, _PPO),
+    Key("ppo/mean_scores", "task_reward", _SCORE, _OLDEST),
+    Key("reward", "task_reward", _SCORE, "TRL's GRPO and RLOO"),
+    Key("rollout/ep_rew_mean", "task_reward", "mean return of the episodes", _SB3),
+    Key("objective/non_score_reward", "kl_reward", _SUM, _PPO),
+    Key("actor/grad_norm", "grad_norm", _PRE_CLIP, _VERL),
+    Key("policy/grad_norm", "grad_norm", _PRE_CLIP, _OURS),
+    Key("grad_norm", "grad_norm", _PRE_CLIP, _TRAINER),
+    Key("actor/lr", "lr", "of the policy, logged one step ahead", _VERL, ahead=True),
+    Key("actor/lr(1e-4)", "lr", "of the policy, in units of 1e-4, logged one step ahead", _OLD_VERL, 1e-4, ahead=True),
+    Key("learning_rate", "lr", "that the step used", _TRAINER),
+    Key("ppo/learning_rate", "lr", "that the step used", _OLDEST),
+    Key("lr", "lr", "that the step used", _PPO),
+    Key("actor/pg_loss", "loss", "policy loss", _VERL),
+    Key("loss/policy_avg", "loss", "policy loss", _PPO),
+    Key("ppo/loss/policy", "loss", "policy loss", _OLDEST),
+    Key("loss", "loss", "that was minimised", _TRAINER),
+    Key("actor/pg_clipfrac", "clip_fraction", "share of response tokens", _VERL),
+    Key("policy/clipfrac_avg", "clip_fraction", "share of response tokens", _PPO),
+    Key("ppo/policy/clipfrac", "clip_fraction", "share of response tokens", _OLDEST),
+    Key("clip_ratio/region_mean", "clip_fraction", "share of response tokens", _TRL),
+    Key("clip_ratio", "clip_fraction", "share of response tokens", _TRL),
+    Key("clip_fraction", "clip_fraction", "share of actions", _SB3),
+    Key("actor/entropy", "entropy", _PER_TOKEN, _VERL),
+    Key("actor/entropy_loss", "entropy", _PER_TOKEN, _VERL),
+    Key("policy/entropy_avg", "entropy", _PER_TOKEN, _PPO),
+    Key("entropy", "entropy", _PER_TOKEN, _TRL),
+    Key("entropy_loss", "entropy", "minus the entropy, nats per action", _SB3, -1.0),
+    Key("critic/vf_explained_var", "explained_variance", "of the returns", _VERL),
+    Key("value/explained_variance", "explained_variance", "of the returns", _OURS),
+    Key("explained_variance", "explained_variance", "of the returns", _SB3),
+    *(Key(name, name, "as in adaptive_warmup.signals", "you") for name in ("task_reward", "kl_reward", "update_norm")),
+)
+
+DERIVED: tuple[Derived, ...] = (
+    Derived("kl_reward", "critic/rewards/mean", "-", "critic/score/mean", _SUM, _VERL),
+    Derived("reference_kl", "objective/kl", "/", "tokens/responses_len_mean", f"k1, {_PER_TOKEN}, signed", _OLDEST),
+    Derived("reference_kl", "objective/kl", "/", "completions/mean_length", f"k1, {_PER_TOKEN}, signed", _TRL),
+)
+
+_REFERENCE = "not the size of a policy step: not used for the ceiling"
+_CONTAINS = "the KL is in it: no task reward"
+_CRITIC = "of the value model; the warmup replayed is the policy's"
+
+# Keys that look as if they could serve, and why they do not.
+UNFIT: tuple[tuple[str, str], ...] = (
+    ("kl", f"a KL against the reference (k3 in TRL's GRPO, k1 in RLOO), {_REFERENCE}; if yours is, say --map 'KEY=kl'"),
+    ("actor/kl_loss", f"k3 against the reference, {_REFERENCE}; it hides the sign"),
+    ("objective/kl", f"k1 against the reference, a sum over a sequence, {_REFERENCE}; per token it needs a length"),
+    ("objective/rlhf_reward", _CONTAINS),
+    ("critic/rewards/mean", f"{_CONTAINS}; less critic/score/mean it gives the KL reward"),
+    ("ppo/mean_non_score_reward", "a mean over tokens; a KL reward is the sum over a sequence"),
+    ("objective/entropy", "minus the log-probabilities summed over a sequence: no entropy per token"),
+    ("(critic/(lr|grad_norm|vf_loss).*)|value_lr|value/grad_norm|loss/value_avg|value_loss", _CRITIC),
+    ("rewards/.*", "a part of the reward; the whole is `reward`"),
+)
+_TELLING = re.compile(r"kl|reward|score|(^|[/_])lr|learning_rate|grad|return", re.IGNORECASE)
+_PREFIXES = (re.compile(r"^train/"), re.compile(r"^.* - (train/)?"))
+
+
+def table(mapping: Mapping[str, str]) -> dict[str, Key]:
+    """The keys by plain name, those of the user's `--map key=signal` first.
+
+    Raises:
+        TypeError: a signal that we do not know, with the nearest that we do.
+        ValueError: a kl_source that we do not know.
+    """
+    mine = {key: _mapped(key, signal) for key, signal in mapping.items()}
+    return mine | {key.name: key for key in KEYS if key.name not in mine}
+
+
+def needed() -> frozenset[str]:
+    """The keys that serve only together with others."""
+    return frozenset(name for one in DERIVED for name in (one.first, one.second))
+
+
+def plain(name: str, known: Mapping[str, object]) -> str:
+    """The name that the table knows it by, or itself."""
+    names = [name, *(prefix.sub("", name, count=1) for prefix in _PREFIXES)]
+    return next((short for short in names if short in known), names[-1] if names[-1] in needed() else name)
+
+
+def unfit(name: str) -> str | None:
+    """Why a key cannot serve, if it looks as if it could."""
+    short = re.sub(r"^(.* - )?(train/)?", "", name)
+    for pattern, why in UNFIT:
+        if re.fullmatch(pattern, short):
+            return why.replace("KEY", name)
+    return f"unknown; if it is a signal, say --map '{name}=SIGNAL'" if _TELLING.search(name) else None
+
+
+def _mapped(key: str, signal: str) -> Key:
+    name, _, source = signal.partition(":")
+    if name != "lr":
+        check_name(name)
+    if source:
+        check_source(source)
+    return Key(key, name, "as you say", "--map", source=next((s for s in KL_SOURCES if s == source), "post_update"))

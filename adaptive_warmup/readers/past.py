@@ -1,0 +1,133 @@
+"""A run of the past as its signals in the order of the steps, put together from what each key said."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptive_warmup.readers.keys import DERIVED, Derived, Key
+from adaptive_warmup.signals import KLSource
+
+_Ordered: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.float64]]"
+
+
+class Column(NamedTuple):
+    """A signal over the steps of a run; `given` tells a NaN that was logged from a step that logged nothing."""
+
+    values: NDArray[np.float64]
+    given: NDArray[np.bool_]
+
+    def at(self, index: int) -> float | None:
+        """The value at a row, None where there is none."""
+        return float(self.values[index]) if self.given[index] else None
+
+
+class Taken(NamedTuple):
+    """What a signal is taken from, as what, and on whose word; `names` are the keys that `key` is made of."""
+
+    signal: str
+    key: str
+    what: str
+    host: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Past:
+    """A run of the past, one row a step that was logged, in the order of the steps.
+
+    Attributes:
+        steps: their numbers in the log.
+        columns: by signal, `lr` (that the step used) among them.
+        kl_source: how the column `kl` was measured.
+        taken: which key each signal is from.
+        unused: keys that look as if they could serve, and why they are not taken.
+    """
+
+    steps: NDArray[np.int64]
+    columns: Mapping[str, Column]
+    kl_source: KLSource
+    taken: tuple[Taken, ...]
+    unused: Mapping[str, str]
+
+    @property
+    def every(self) -> int:
+        """How many steps lie between two rows, usually."""
+        return max(int(np.median(np.diff(self.steps))), 1) if len(self.steps) > 1 else 1
+
+
+@dataclass
+class Series:
+    """What one key said, in the order of the file: 16 bytes a number."""
+
+    name: str
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+
+    def ordered(self) -> _Ordered:
+        """In the order of the steps, the last value of each."""
+        steps, values = np.frombuffer(self.steps, np.int64), np.frombuffer(self.values, np.float64)
+        order = np.argsort(steps, kind="stable")
+        steps, values = steps[order], values[order]
+        last = np.append(steps[1:] != steps[:-1], True)
+        return steps[last], values[last]
+
+
+def assemble(store: Mapping[str, Series], table: Mapping[str, Key]) -> Past | None:
+    """The run that the series, by their plain keys, make; None where no signal is among them."""
+    sources: dict[str, _Ordered] = {}
+    keys: dict[str, Key] = {}
+    taken: dict[str, Taken] = {}
+    unused: dict[str, str] = {}
+    for key in (key for name, key in table.items() if name in store):
+        if key.signal in sources:
+            unused[store[key.name].name] = f"{taken[key.signal].key} is taken"
+            continue
+        sources[key.signal], keys[key.signal] = store[key.name].ordered(), key
+        name = store[key.name].name
+        taken[key.signal] = Taken(key.signal, name, key.what, key.host, (name,))
+    for one in (one for one in DERIVED if one.signal not in sources and {one.first, one.second} <= store.keys()):
+        sources[one.signal] = _derived(one, store)
+        names = store[one.first].name, store[one.second].name
+        taken[one.signal] = Taken(one.signal, f" {one.sign} ".join(names), one.what, one.host, names)
+    steps = [steps for signal, (steps, _) in sources.items() if signal != "lr"]
+    if not steps:
+        return None
+    rows = np.unique(np.concatenate(steps))
+    columns = {signal: _column(rows, series, keys.get(signal)) for signal, series in sources.items()}
+    for signal, column in list(columns.items()):
+        if why := _says_nothing(signal, column):
+            unused[taken.pop(signal).key] = why
+            del columns[signal]
+    return Past(rows, columns, keys["kl"].source if "kl" in keys else "post_update", tuple(taken.values()), unused)
+
+
+def _derived(one: Derived, store: Mapping[str, Series]) -> _Ordered:
+    (steps, first), (others, second) = store[one.first].ordered(), store[one.second].ordered()
+    both, here, there = np.intersect1d(steps, others, assume_unique=True, return_indices=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return both, first[here] - second[there] if one.sign == "-" else first[here] / second[there]
+
+
+def _column(rows: NDArray[np.int64], series: _Ordered, key: Key | None) -> Column:
+    steps, values = series
+    index = np.searchsorted(steps, rows)
+    given = np.append(steps, rows[-1] + 1)[index] == rows
+    found = np.where(given, np.append(values, 0.0)[index], 0.0) * (key.scale if key else 1.0)
+    if key and key.ahead:
+        found, given = np.append(0.0, found[:-1]), np.append(False, given[:-1])
+    return Column(found, given)
+
+
+def _says_nothing(signal: str, column: Column) -> str | None:
+    values = column.values[column.given]
+    if signal == "kl_reward" and np.all(np.abs(values) < 1e-9):
+        return "zero at every step: this run has no KL in its reward"
+    if signal in ("lr", "kl") and np.all(values == 0.0):
+        return "zero at every step: rounded away by the logger (verl's printed three decimals)"
+    return None

@@ -1,0 +1,328 @@
+"""What the controller would have done on runs of the past: the evidence, the alarms, the death, and how sure it is."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptive_warmup import Config, Regulator
+from adaptive_warmup.cli import main
+from adaptive_warmup.history import DecisionLog
+from adaptive_warmup.readers import decision_log, read
+from adaptive_warmup.replay import Moment, Setup, replay, setup
+from adaptive_warmup.verdict import Verdict, judge
+from tests.plant import Plant
+
+PEAK = 1e-3
+
+
+def ramp(step: int, warmup: int) -> float:
+    """transformers' linear warmup, whose first step has lr 0."""
+    return min(step / warmup, 1.0)
+
+
+def logged(path: Path, steps: int, warmup: int = 50, every: int = 1, lr: bool = True, **signals: Any) -> Path:
+    """The log of a run; each signal a function of the step and of the share of the peak it ran at."""
+    with path.open("w") as file:
+        for step in range(0, steps, every):
+            share = ramp(step, warmup)
+            row = {"step": step + 1, **{name: signal(step, share) for name, signal in signals.items()}}
+            file.write(json.dumps(row | ({"learning_rate": PEAK * share} if lr else {})) + "\n")
+    return path
+
+
+def kl(plant: Plant) -> dict[str, Any]:
+    return {"policy/kl": lambda step, share: plant.kl(step, share) or 0.0}
+
+
+def replayed(path: Path, **settings: Any) -> tuple[Setup, list[Moment], Verdict]:
+    past = read(path).past
+    made = setup(past, **{"base": None, "lr": None, "warmup_steps": None, "target_kl": None, **settings})
+    moments = list(replay(past, made))
+    return made, moments, judge(past, moments)
+
+
+# --- The lr that the run used ---
+
+
+@given(st.floats(0.01, 5.0), st.integers(2, 60))
+def test_the_ceiling_is_what_the_run_bore_whatever_the_controllers_own_lr(
+    tmp_path_factory: pytest.TempPathFactory, bears: float, warmup: int
+) -> None:
+    """The run goes through its own warmup, and the controller through another: the estimate rests on the run's lr."""
+    path = logged(tmp_path_factory.mktemp("run") / "run.jsonl", 80, warmup, **kl(Plant(bears=bears)))
+    _, moments, _ = replayed(path)
+    assert moments[0].decision.ceiling is None  # lr 0: no update, no evidence
+    for moment in moments[1:]:
+        assert moment.decision.ceiling == pytest.approx(bears)
+        assert moment.factor * moment.signals.lr_scale == pytest.approx(moment.used)
+
+
+def test_a_run_of_the_controllers_own_is_decided_the_same_again(tmp_path: Path) -> None:
+    """Its lr is its own decision, so nothing differs, and all is certain."""
+    plant, regulator, decided = Plant(bears=0.3, noise=0.6, missing=0.1), Regulator(Config(30)), []
+    with DecisionLog(tmp_path / "run.jsonl", regulator.config) as log:
+        for step in range(120):
+            factor = regulator.decision.factor
+            regulator.observe(kl=plant.kl(step, factor), task_reward=0.5)
+            decided.append(regulator.decide().factor)
+            log.write(regulator, lr=PEAK * factor)
+    base, peak = decision_log.settings(tmp_path / "run.jsonl")
+    made, moments, verdict = replayed(tmp_path / "run.jsonl", base=base, lr=peak)
+    assert made.rates.peak == pytest.approx(PEAK)  # though the run never came to it
+    assert [moment.decision.factor for moment in moments] == pytest.approx(decided)
+    assert verdict.differs is None
+    assert verdict.held is not None
+    assert verdict.finished is None
+    assert all(event.certain for event in verdict.events)
+
+
+def test_a_steady_score_without_kl_follows_the_runs_own_warmup(tmp_path: Path) -> None:
+    made, moments, verdict = replayed(logged(tmp_path / "run.jsonl", 100, 20, reward=lambda step, share: 0.5))
+    assert made.warmup_steps == made.rates.warmup_steps == 20
+    assert [moment.factor for moment in moments] == pytest.approx([min((t + 1) / 20, 1.0) for t in range(100)])
+    assert verdict.differs is None
+    assert not verdict.alarms
+
+
+def test_from_where_the_lr_is_far_from_the_runs_nothing_is_certain(tmp_path: Path) -> None:
+    """The KL is far below its target: the controller rises 300^(1/4) = 4.2-fold a step while the run takes 300 steps.
+
+    The run's first step has lr 0 and tells nothing; so the first such rise is from 2 / 300, where the run is then.
+    """
+    _, moments, verdict = replayed(logged(tmp_path / "run.jsonl", 400, 300, **kl(Plant(bears=5.0))))
+    assert moments[2].own == pytest.approx(2 / 300)
+    assert moments[2].factor == pytest.approx(300**0.25 * 2 / 300)
+    assert verdict.differs == moments[2].step
+
+
+def test_steps_at_a_decayed_lr_are_no_excess(tmp_path: Path) -> None:
+    """The schedule lies on top: a run that decays at what it bears is never above it, nor far from the controller."""
+    with (tmp_path / "run.jsonl").open("w") as file:
+        for step in range(100):
+            share = min((step + 1) / 10, 1.0) * (1.0 if step < 10 else 1.0 - (step - 10) / 100)
+            row = {"step": step, "policy/kl": 0.0099 * share**2, "learning_rate": PEAK * share}
+            file.write(json.dumps(row) + "\n")
+    _, moments, verdict = replayed(tmp_path / "run.jsonl")
+    assert verdict.above == 0
+    assert moments[-1].own == 1.0
+    assert moments[-1].used == pytest.approx(0.11)
+    assert verdict.ceiling == pytest.approx(math.sqrt(0.01 / 0.0099))
+
+
+def test_how_far_the_run_was_above_what_it_bore(tmp_path: Path) -> None:
+    """It bears .25 of the peak and warms up over 100 steps: above from step 26 on, twice that from 51 on."""
+    _, _, verdict = replayed(logged(tmp_path / "run.jsonl", 120, 100, **kl(Plant(bears=0.2501))))
+    assert verdict.above == 120 - 26
+    assert verdict.far_above == 52  # the log counts from 1
+    assert verdict.most == pytest.approx(1 / 0.2501)
+
+
+# --- Settings ---
+
+
+def test_the_runs_own_warmup_is_seen_at_any_resolution(tmp_path: Path) -> None:
+    for warmup in (1, 7, 40):
+        assert replayed(logged(tmp_path / "a.jsonl", 100, warmup, reward=lambda s, _: 0.5))[0].warmup_steps == warmup
+    made, moments, _ = replayed(logged(tmp_path / "b.jsonl", 400, 100, every=10, reward=lambda s, _: 0.5))
+    assert (made.warmup_steps, made.config.warmup_steps, len(moments)) == (100, 10, 40)
+    assert any("one step in 10" in sentence for sentence in made.assumed)
+
+
+def test_a_warmup_that_the_log_does_not_see_the_end_of(tmp_path: Path) -> None:
+    path = logged(tmp_path / "run.jsonl", 50, 100, reward=lambda s, _: 0.5)
+    made = replayed(path)[0]
+    assert made.rates.unfinished
+    assert made.rates.peak == pytest.approx(PEAK * 0.49)
+    made = replayed(path, lr=PEAK)[0]
+    assert (made.warmup_steps, made.rates.unfinished) == (100, False)
+    with pytest.raises(ValueError, match=r"lr=0\.0001 is below the highest in the log, 0\.00049"):
+        replayed(path, lr=1e-4)
+
+
+def test_a_constant_lr_shows_no_warmup(tmp_path: Path) -> None:
+    made, _, verdict = replayed(logged(tmp_path / "run.jsonl", 200, 1, reward=lambda s, _: 0.5))
+    assert made.warmup_steps == 1
+    path = tmp_path / "constant.jsonl"
+    path.write_text("".join(json.dumps({"step": t, "reward": 0.5, "lr": PEAK}) + "\n" for t in range(200)))
+    made, _, verdict = replayed(path)
+    assert made.warmup_steps == 20
+    assert verdict.differs == 0  # it would have begun at a 20th
+    assert any("a tenth of the run, 20 steps" in sentence for sentence in made.assumed)
+
+
+def test_without_an_lr_the_kl_says_nothing_unless_the_warmup_is_told(tmp_path: Path) -> None:
+    path = logged(tmp_path / "run.jsonl", 60, 1, lr=False, **kl(Plant(bears=0.5)))
+    made, moments, _ = replayed(path)
+    assert all(moment.decision.ceiling is None for moment in moments)
+    assert "say --warmup-steps" in made.assumed[0]
+    made, moments, _ = replayed(path, warmup_steps=1)
+    assert moments[-1].decision.ceiling == pytest.approx(0.5)
+    assert "is assumed" in made.assumed[0]
+
+
+@pytest.mark.parametrize("settings", [{"target_kl": 0.04}, {"target_kl": None}])
+def test_the_ceiling_goes_with_the_root_of_the_target(tmp_path: Path, settings: dict[str, Any]) -> None:
+    path = logged(tmp_path / "run.jsonl", 60, 10, **kl(Plant(bears=0.5)))
+    expected = 1.0 if settings["target_kl"] else 0.5
+    assert replayed(path, **settings)[1][-1].decision.ceiling == pytest.approx(expected)
+
+
+# --- Death and alarms ---
+
+
+def scores(path: Path, values: list[float]) -> Verdict:
+    return replayed(logged(path, len(values), 10, reward=lambda step, _: values[step]))[2]
+
+
+def test_death_is_the_step_at_which_the_mean_falls_below_half_for_good(tmp_path: Path) -> None:
+    """With five zeros among eight scores of .8 the mean is .3, below .4: the fifth zero is row 44, step 45."""
+    verdict = scores(tmp_path / "a.jsonl", [0.8] * 40 + [0.0] * 20)
+    assert verdict.death is not None
+    assert (verdict.death.step, "0.8" in verdict.death.why) == (45, True)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.8] * 40 + [0.0] * 20 + [0.8] * 20,  # it came back
+        [0.01 * t for t in range(80)],  # it began low
+        [-1.0] * 40 + [-3.0] * 40,  # no half of a negative score
+        [0.8, 0.0, 0.0],  # too short to tell
+    ],
+)
+def test_no_death(tmp_path: Path, values: list[float]) -> None:
+    assert scores(tmp_path / "a.jsonl", values).death is None
+
+
+def test_nan_to_the_end_is_death_and_nan_in_between_is_not(tmp_path: Path) -> None:
+    assert scores(tmp_path / "a.jsonl", [0.5] * 20 + [math.nan] + [0.5] * 20).death is None
+    verdict = scores(tmp_path / "b.jsonl", [0.5] * 20 + [math.nan] * 3)
+    assert verdict.death is not None
+    assert (verdict.death.step, verdict.death.why) == (21, "task_reward was nan from there to the end")
+    assert [(one.name, one.first, one.lead) for one in verdict.alarms] == [("non_finite", 21, 0)]
+
+
+def test_the_lead_of_an_alarm_that_rang_until_the_death_and_none_of_one_that_had_stopped(tmp_path: Path) -> None:
+    """A KL reward that pays for 12 steps early on, and again for good; the score dies 30 steps later."""
+
+    def pays(step: int, share: float) -> float:
+        return 0.5 if 20 <= step < 32 or step >= 100 else -0.5
+
+    falling = [0.8] * 130 + [0.0] * 40
+    path = logged(
+        tmp_path / "run.jsonl", 170, 10, reward=lambda step, _: falling[step], **{"objective/non_score_reward": pays}
+    )
+    _, _, verdict = replayed(path)
+    assert verdict.death is not None
+    assert verdict.death.step == 135
+    early, late = (one for one in verdict.alarms if one.name == "kl_gaming")
+    assert early.lead is None
+    assert 101 <= late.first <= 108
+    assert late.lead == 135 - late.first
+    (drop,) = (one for one in verdict.alarms if one.name == "score_drop")
+    assert drop.lead is not None
+    assert 0 <= drop.lead <= 5
+
+
+# --- The command ---
+
+
+def collapse(path: Path) -> Path:
+    values = [0.2 + 0.006 * t for t in range(100)] + [0.05] * 30
+    return logged(path, 130, 60, reward=lambda step, _: values[step], **kl(Plant(bears=0.1, noise=0.3)))
+
+
+def test_text_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(collapse(tmp_path / "bad.jsonl"))]) == 1
+    text = capsys.readouterr().out
+    assert "bad.jsonl: JSON lines, 130 steps, 1 to 130" in text
+    assert "policy/kl" in text
+    assert "k3 after the step's last update, nats per response token" in text
+    assert "peak lr 0.001, its own warmup 60 steps" in text
+    assert "died at step 10" in text
+    assert "score_drop: step 10" in text
+    assert "no longer what would have happened" in text
+    calm = logged(tmp_path / "good.jsonl", 50, 10, reward=lambda step, _: 0.5)
+    assert main(["replay", str(calm)]) == 0
+    assert "no alarm would have rung" in capsys.readouterr().out
+    (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
+    for path in (tmp_path / "foreign.csv", tmp_path / "gone", tmp_path):
+        assert main(["replay", str(path)]) == 2
+        assert str(path) in capsys.readouterr().err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["replay", "--help"])
+    assert stopped.value.code == 0
+    assert "Exit code: 0 no alarm would have rung, 1 some would, 2 bad input." in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(collapse(tmp_path / "bad.jsonl")), "--json", "--target-kl", "0.02"]) == 1
+    out, err = capsys.readouterr()
+    content = json.loads(out)
+    assert err == ""
+    assert content["steps"] == {"count": 130, "first": 1, "last": 130, "every": 1}
+    assert content["run"] == {"peak_lr": PEAK, "warmup_steps": 60}
+    assert content["controller"] == {"warmup_steps": 60, "target_kl": 0.02}
+    assert {one["signal"]: one["key"] for one in content["taken"]}["kl"] == "policy/kl"
+    assert content["death"]["step"] > 100
+    assert content["alarms"][0]["name"] == "score_drop"
+    assert [event["certain"] for event in content["events"]].count(True) >= 1
+    assert not content["events"][-1]["certain"]
+
+
+def test_keys_of_the_users_own_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("step,R=x,drift\n" + "".join(f"{t},0.5,0.001\n" for t in range(30)))
+    assert main(["replay", str(path), "--map", "R=x=task_reward", "--map", "drift=kl:probe"]) == 0
+    assert "R=x" in capsys.readouterr().out
+    assert main(["replay", str(path), "--map", "drift=klx"]) == 2
+    assert "Did you mean kl" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["replay", str(path), "--map", "drift"])
+    assert stopped.value.code == 2
+
+
+def test_the_page_is_drawn_and_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, page = str(collapse(tmp_path / "bad.jsonl")), tmp_path / "page.html"
+    assert main(["replay", log, "-o", str(page)]) == 1
+    text = page.read_text()
+    assert "the run as it was" in text
+    assert "the controller, replayed" in text
+    page.write_text("mine")
+    assert main(["replay", log, "-o", str(page)]) == 2
+    assert (page.read_text(), "say --force" in capsys.readouterr().err) == ("mine", True)
+    assert main(["replay", log, "-o", str(page), "--force"]) == 1
+    assert page.read_text() != "mine"
+
+
+def test_a_page_of_a_log_with_gaps(tmp_path: Path) -> None:
+    path = logged(tmp_path / "run.jsonl", 300, 60, every=10, **kl(Plant(bears=0.1)))
+    assert main(["replay", str(path), "-o", str(tmp_path / "page.html")]) == 0
+
+
+def test_our_own_log_under_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run under a fixed warmup, logged by us: the replay is of the adaptive one."""
+    regulator, plant = Regulator(Config(40, law="linear")), Plant(bears=0.2)
+    with DecisionLog(tmp_path / "fixed.jsonl", regulator.config) as log:
+        for step in range(80):
+            factor = regulator.decision.factor
+            regulator.observe(kl=plant.kl(step, factor), task_reward=0.5)
+            regulator.decide()
+            log.write(regulator, lr=PEAK * factor)
+    assert main(["replay", str(tmp_path / "fixed.jsonl"), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["ceiling"] == pytest.approx(0.2)
+    assert content["controller"]["warmup_steps"] == 40
+    assert "80 of its 80 decisions" in content["file"][0]
