@@ -12,7 +12,7 @@ from adaptive_warmup.commands import COMMANDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 bad usage or input, 130 interrupted."""
+    """Run a command; returns the exit code: 0 done, 1 done with findings, 2 bad usage or input, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     logging.getLogger("adaptive_warmup").addHandler(logging.StreamHandler())  # ours only: others' words are theirs
     try:

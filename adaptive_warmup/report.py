@@ -71,7 +71,7 @@ def in_words(run: Run) -> str:
     warm = next((step["step"] + 2 for step in run.steps if step["next"] == 1.0), None)
     words = f"nominal {nominal} steps; "
     words += f"at the peak after {warm}; " if warm else "never at the peak; "
-    return words + _lr_words(run) + _alarm_words(run)
+    return words + _lr_words(run) + _bears_words(run) + _alarm_words(run)
 
 
 def write(path: Path | str, runs: list[Run], title: str = "adaptive-warmup") -> None:
@@ -201,6 +201,15 @@ def _lr_words(run: Run) -> str:
     lrs = [step["lr"] for step in run.steps]
     tail = lrs[-_SMOOTH:]
     return f"lr up to {_lr(max(lrs))}, around {_lr(_mean(tail))} at the end"
+
+
+def _bears_words(run: Run) -> str:
+    """What the run bears by its own KL, where that kept it below the peak at the end."""
+    tail = [step for step in run.steps[-_SMOOTH:] if step.get("ceiling", 1.0) < 1.0]
+    if len(tail) < min(_SMOOTH, len(run.steps)):
+        return ""
+    shares, lrs = [step["ceiling"] for step in tail], [_bears(step, run) for step in tail]
+    return f": this run bears about {_lr(_mean(lrs))}, {100 * _mean(shares):.2g} % of the peak"
 
 
 def _alarm_words(run: Run) -> str:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -85,8 +86,9 @@ def run(arm: Arm, settings: Settings, folder: Path, tell: Callable[[Progress], N
 
 def quiet() -> None:
     """No word of transformers' on kernels for GPUs, no bar for loading a small policy."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    words: Any = transformers_logging  # untyped
+    words.set_verbosity_error()
+    words.disable_progress_bar()
 
 
 def _ppo(arm: Arm, settings: Settings) -> PPO:
