@@ -130,17 +130,24 @@ def _figure(runs: list[Run]) -> Any:
         figure.add_hline(adaptive[0].config.target_kl, row=3, col=1, line={"dash": "dot", "color": _GREY})
     figure.add_hline(0.0, row=4, col=1, line={"dash": "dot", "color": _GREY})
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, row=2)
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1, row=3)
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1, row=3, range=_kl_range(runs))
     figure.update_xaxes(title_text="RL step", row=len(_PANELS))
-    figure.update_xaxes(gridcolor="#8883", zeroline=False)
+    figure.update_xaxes(gridcolor="#8883", zeroline=False, rangemode="tozero")
     figure.update_yaxes(gridcolor="#8883", zeroline=False)
     figure.update_annotations(x=0.0, xanchor="left")
     figure.update_layout(
         height=1000, margin={"l": 60, "r": 10, "t": 70, "b": 50}, hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"color": _GREY},
-        legend={"orientation": "h", "y": 1.03, "yanchor": "bottom", "x": 0},
+        legend={"orientation": "h", "y": 1.03, "yanchor": "bottom", "x": 0}, modebar={"bgcolor": "rgba(0,0,0,0)"},
     )  # fmt: skip
     return figure
+
+
+def _kl_range(runs: list[Run]) -> list[float]:
+    """In powers of ten: a thousandth of the target at least; a dead policy's KL falls for ever and tells nothing."""
+    target = runs[0].config.target_kl
+    values = [kl for run in runs for kl in run.signal("kl") if target < kl < math.inf]
+    return [math.log10(target) - 3, math.log10(max(values, default=10 * target)) + 0.5]
 
 
 def _line(run: Run, what: str, colour: str, *, legend: bool) -> dict[str, Any]:

@@ -22,6 +22,9 @@ def add(commands: Commands) -> None:
     demo.add_argument("--steps", type=count, default=60, help="RL steps of each arm")
     demo.add_argument("--seed", type=int, default=0, help="seeds sampling, mini-batches and evaluation")
     demo.add_argument("--task", default="search", help="'search', or any task of the reasoning-gym package by its name")
+    demo.add_argument(
+        "--size", choices=("small", "tiny"), default="small", help="of the policy; tiny is made in seconds"
+    )
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for the logs and the report")
     demo.set_defaults(run=run)
 
@@ -31,5 +34,5 @@ def run(arguments: argparse.Namespace) -> int:
     needs("tqdm", "rich", "plotly")
     from adaptive_warmup.demo.main import Settings, demo
 
-    settings = Settings(arguments.lr, arguments.steps, arguments.seed, arguments.task)
+    settings = Settings(arguments.lr, arguments.steps, arguments.seed, arguments.task, arguments.size)
     return demo(settings, arguments.output)

@@ -26,12 +26,13 @@ _VALUE_RATIO = 0.015  # Search-R1's warmup ratio for the critic, in all arms
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user chose: peak lr of the policy, RL steps, seed, task."""
+    """What the user chose: peak lr of the policy, RL steps, seed, task, size of the policy."""
 
     lr: float
     steps: int
     seed: int
     task: str
+    size: str
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def quiet() -> None:
 
 def _ppo(arm: Arm, settings: Settings) -> PPO:
     task = make(settings.task)
-    policy, tokenizer = reference(task)
+    policy, tokenizer = reference(task, settings.size)
     config = PPOConfig(learning_rate=settings.lr, kl_coef=0.02, max_response_tokens=64, seed=settings.seed)
     warmups = [math.ceil(ratio * settings.steps) for ratio in (arm.ratio, _VALUE_RATIO)]
 

@@ -32,36 +32,37 @@ def demo(settings: Settings, output: Path) -> int:
     console = Console()
     quiet()
     output.mkdir(parents=True, exist_ok=True)
-    reference(make(settings.task))  # made and cached before the arms start, or they would all make it
+    reference(make(settings.task), settings.size)  # made and cached before the arms start, or they would all make it
     begin, code = time.monotonic(), 0
     context = multiprocessing.get_context("spawn")
     messages: Queue[Progress] = context.Queue()
-    arms = [context.Process(target=run, args=(arm, settings, output, messages.put), daemon=True) for arm in ARMS]
-    for old in output.glob("*.jsonl"):
-        old.unlink()
+    runs = [context.Process(target=run, args=(arm, settings, output, messages.put), daemon=True) for arm in ARMS]
+    for arm in ARMS:
+        (output / f"{arm.slug}.jsonl").unlink(missing_ok=True)
     try:
-        for arm in arms:
-            arm.start()
-        _show(console, settings, messages, arms)
+        for process in runs:
+            process.start()
+        _show(console, settings, messages, runs)
     except KeyboardInterrupt:
         console.print("interrupted: the report shows what was done")
         code = 130
     finally:
-        for arm in arms:
-            arm.terminate()
-    if any(arm.exitcode not in (0, None) for arm in arms) and not code:
+        for process in [one for one in runs if one.pid]:
+            process.terminate()
+            process.join()
+    if not code and any(process.exitcode for process in runs):
         console.print("[bold]an arm failed; see its error above[/bold]")
         code = 1
     _finish(console, output, time.monotonic() - begin)
     return code
 
 
-def _show(console: Console, settings: Settings, messages: Queue[Progress], arms: Sequence[BaseProcess]) -> None:
+def _show(console: Console, settings: Settings, messages: Queue[Progress], runs: Sequence[BaseProcess]) -> None:
     """Follow the arms until all have ended: a live table on a terminal, now and then a line elsewhere."""
     seen: dict[str, list[Progress]] = {arm.name: [] for arm in ARMS}
     every = max(settings.steps // 10, 1)
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        while any(arm.is_alive() for arm in arms) or not messages.empty():
+        while any(process.is_alive() for process in runs) or not messages.empty():
             try:
                 news = messages.get(timeout=0.2)
             except queue.Empty:
