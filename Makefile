@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench-report clean
 
 demo: .venv/ready
 	$(BIN)/adaptive-warmup demo $(ARGS)
@@ -14,6 +14,9 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-report: .venv/ready
+	for analysis in benchmarks/experiments/*/analysis.py; do $(BIN)/python $$analysis || exit 1; done
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -84,7 +84,7 @@ class PPO:
         for _ in bar:
             metrics = self.step()
             shown = {"score": metrics["objective/scores"], "kl": metrics["policy/kl"], "lr": metrics["lr"]}
-            bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
+            bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
             yield metrics
 
     def step(self) -> dict[str, float]:

@@ -53,7 +53,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(768, 128, 256, blocks=2, heads=4, steps=900, batch_size=32, learning_rate=3e-3),
+    "small": Size(768, 96, 128, blocks=2, heads=4, steps=900, batch_size=32, learning_rate=3e-3),
     "tiny": Size(512, 32, 64, blocks=1, heads=2, steps=200, batch_size=16, learning_rate=1e-2),
 }
 
@@ -180,7 +180,7 @@ def _train(policy: Lfm2ForCausalLM, batches: tqdm[tuple[Tensor, Tensor]], size: 
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        batches.set_postfix(loss=f"{loss.item():.3f}")
+        batches.set_postfix(loss=f"{loss.item():.3f}", refresh=False)  # the bar has its own pace
 
 
 def _batches(task: Task, tokenizer: Tokenizer, size: Size, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
