@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
         "demo",
         help="PPO past what the run bears, under two fixed warmups and the adaptive one",
         description="Trains a small search agent with PPO at a peak learning rate past what the run bears, three times"
-        " side by side: under Search-R1's warmup over 95 %% of the run, its later 28.5 %%, and the adaptive warmup."
+        " side by side: under Search-R1's warmup over 95 % of the run, its later 28.5 %, and the adaptive warmup."
         " Writes a decision log for each arm and report.html.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -146,8 +146,8 @@ def _config(size: Size, tokenizer: Tokenizer) -> Lfm2Config:
     """Blocks of a short convolution and an attention (LFM2, Liquid AI 2025), with tied embeddings.
 
     The task is mostly to copy names never seen before. A convolution shows each token the one before it, so that to
-    find what followed it last time takes one attention: this is learnt in a third of the steps that a Llama of the
-    same size needs. The initial weights are larger than is usual for large models.
+    find what followed it last time takes one attention. Copying was learnt in fewer steps than a two-layer Llama took.
+    The initial weights are larger than is usual for large models.
     """
     return Lfm2Config(
         vocab_size=len(tokenizer),
