@@ -14,7 +14,7 @@ from rich.text import Text
 from adaptive_warmup.history import Run
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_WIDTH = 60
+_WIDTH = 40
 _LAST = 5  # changes of phase that are shown
 _STYLES = {"warmup": "cyan", "holding": "yellow", "backing_off": "red", "at_ceiling": "magenta", "done": "green"}
 
@@ -23,16 +23,19 @@ def view(run: Run) -> RenderableType:
     """What is shown of a run of one step or more."""
     now = run.steps[-1]
     table = Table.grid(padding=(0, 2))
-    table.add_row("phase", Text(_phase(now), style=_STYLES.get(now["phase"], "")))
     table.add_row("lr", f"{now['lr']:.3g}", _spark([math.log(step["lr"]) for step in run.steps if step["lr"] > 0]))
     for name, words in (("task_reward", "task reward"), ("kl", "policy KL"), ("kl_reward", "KL reward")):
         values = [value for value in run.signal(name) if math.isfinite(value)]
         if values:
-            table.add_row(words, f"{values[-1]:.3g}{_against_target(name, values[-1], run)}", _spark(values))
+            shown = [math.log(value) for value in values if value > 0] if name == "kl" else values
+            table.add_row(words, f"{values[-1]:.3g}{_against_target(name, values[-1], run)}", _spark(shown))
     changes = [Text(f"{step['step']:6}  {step['phase']:11}  {step['reasons'][0]}") for step in _changes(run)[-_LAST:]]
     alarms = [Text(f"{name}: {message}", style="bold red") for name, message in now.get("alarms", [])]
     title = f"{run.about.get('arm', 'run')}, step {now['step']}"
-    return Panel(Group(table, Text(), Text("last decisions", style="bold"), *changes, *alarms), title=title)
+    phase = Text(_phase(now), style=_STYLES.get(now["phase"], ""))
+    return Panel(
+        Group(phase, Text(), table, Text(), Text("last decisions", style="bold"), *changes, *alarms), title=title
+    )
 
 
 def _phase(now: dict[str, Any]) -> str:
