@@ -10,10 +10,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from adaptive_warmup import history, report
 from adaptive_warmup.demo.arm import ARMS, Progress, Settings, quiet, run
@@ -79,11 +80,11 @@ def _show(console: Console, settings: Settings, messages: Queue[Progress], runs:
                 )
 
 
-def _live_table(settings: Settings, seen: dict[str, list[Progress]]) -> Table:
-    table = Table(title=f"{settings.task}, peak lr {settings.lr:g}", title_justify="left", expand=True)
+def _live_table(settings: Settings, seen: dict[str, list[Progress]]) -> Group:
+    """A row for each arm, and the reasons below, where they have the room on a narrow terminal too."""
+    table = Table(title=f"{settings.task}, peak lr {settings.lr:g}", title_justify="left")
     for name in ("warmup", "step", "", "lr", "score", "phase"):
         table.add_column(name, no_wrap=True)
-    table.add_column("why", ratio=1, no_wrap=True)
     for name, news in seen.items():
         if not news:
             table.add_row(name, "starting")
@@ -91,8 +92,8 @@ def _live_table(settings: Settings, seen: dict[str, list[Progress]]) -> Table:
         now = news[-1]
         bar = ProgressBar(total=settings.steps, completed=now.step + 1, width=16)
         step = f"{now.step + 1}/{settings.steps}"
-        table.add_row(name, step, bar, f"{now.lr:.2e}", f"{_score(news):.2f}", now.phase, now.reason)
-    return table
+        table.add_row(name, step, bar, f"{now.lr:.2e}", f"{_score(news):.2f}", now.phase)
+    return Group(table, *(Text(f"{name}: {news[-1].reason}") for name, news in seen.items() if news))
 
 
 def _score(news: list[Progress]) -> float:
