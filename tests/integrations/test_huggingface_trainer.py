@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,7 @@ from tests.integrations.trainers import (
     trainer,
     weights,
 )
+from tests.processes import run_processes
 
 
 class BrokenError(Exception):
@@ -220,11 +218,7 @@ told = {"lrs": record.lrs, "weights": [tensor.tolist() for tensor in weights(run
 
 def test_processes_that_observe_different_things_stay_together(tmp_path: Path) -> None:
     """The first one's KL is at the target at a third of the peak; the second one sees nine times that."""
-    script = tmp_path / "process.py"
-    script.write_text(_PROCESS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path)], env=environment, check=True, capture_output=True, timeout=120)
+    run_processes(_PROCESS, tmp_path, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["lrs"][-4:] == pytest.approx([PEAK / 3] * 4)
