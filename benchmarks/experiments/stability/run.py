@@ -1,0 +1,121 @@
+"""Runs the sweep in slices whose results are kept as they come; what is there already is not run again.
+
+    python -m benchmarks.experiments.stability.run --jobs 2 --minutes 30
+
+Beyond one machine: start a Ray cluster, then add `--backend ray` (joblib hands the slices to it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed, parallel_config
+from tqdm import tqdm
+
+from benchmarks.experiments.stability.arms import ARMS, Plan
+from benchmarks.experiments.stability.engine import Runs
+from benchmarks.experiments.stability.references import references, shape_of
+from benchmarks.experiments.stability.sweep import (
+    CORE,
+    HELD_OUT_TASKS,
+    PEAKS,
+    REPORTING,
+    STEPS,
+    TUNING,
+    TUNING_TASKS,
+    VARIANTS,
+    Slice,
+    slices,
+)
+from benchmarks.experiments.stability.worlds import world
+
+RESULTS = Path(__file__).parents[2] / "results" / "stability" / "runs"
+KEPT = ("task_reward", "kl", "kl_reward", "grad_norm", "reference_kl")
+
+
+def run(part: Slice, steps: int = STEPS, peaks: Sequence[float] = PEAKS, progress: bool = True) -> dict[str, object]:
+    """All runs of a slice, one for each peak lr and seed; arrays (runs, steps) and what tells the runs apart."""
+    torch.set_num_threads(1)
+    pairs = [(peak, seed) for peak in peaks for seed in part.seeds]
+    made, starts = world(part.task), references(part.task)
+    runs = Runs(made, shape_of(made), [starts[s % len(starts)] for _, s in pairs], [s for _, s in pairs], part.epochs)
+    drivers = [ARMS[part.arm](Plan(peak, steps, part.epochs)) for peak, _ in pairs]
+    series: dict[str, list[np.ndarray]] = {name: [] for name in (*KEPT, "lr")}
+    for _ in tqdm(range(steps), part.name, unit="step", disable=not progress, mininterval=5):
+        rates = [driver.rate for driver in drivers]
+        metrics = runs.step(rates)
+        for row, driver in enumerate(drivers):
+            driver.step({name: float(values[row]) for name, values in metrics.items()})
+        for name in KEPT:
+            series[name].append(metrics[name])
+        series["lr"].append(np.array(rates))
+    kept = {name: np.stack(values, 1) for name, values in series.items()}
+    peaks_R, seeds_R = (np.array(column) for column in zip(*pairs, strict=True))
+    return kept | {"peak": peaks_R, "seed": seeds_R, "evaluation": runs.evaluate()}
+
+
+def keep(part: Slice, found: dict[str, object]) -> None:
+    """Half precision is enough for the series; lr and kl, which span decades, are kept as logarithms."""
+    path = RESULTS / f"{part.name}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with np.errstate(divide="ignore"):
+        logs = {f"ln_{name}": np.log(found.pop(name)).astype(np.float16) for name in ("lr", "kl")}
+    halves = {name: found[name].astype(np.float16) for name in KEPT if name in found}
+    about = {"commit": np.array(_commit()), "task": np.array(part.task), "arm": np.array(part.arm)}
+    aside = path.with_suffix(".tmp.npz")
+    np.savez_compressed(aside, **{**found, **halves, **logs, **about, "epochs": np.array(part.epochs)})
+    aside.rename(path)
+
+
+def _commit() -> str:
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return told.stdout.strip()
+
+
+def _do(part: Slice, until: float) -> str | None:
+    if time.time() > until:
+        return None
+    started = time.time()
+    keep(part, run(part))
+    return f"{part.name}: {time.time() - started:.0f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = (*TUNING_TASKS, *HELD_OUT_TASKS, *VARIANTS)
+    parser.add_argument("--tasks", nargs="+", default=tasks, choices=tasks, metavar="TASK", help=", ".join(tasks))
+    parser.add_argument("--arms", nargs="+", default=CORE, choices=ARMS, metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--epochs", type=int, default=1, help="PPO epochs in each RL step")
+    parser.add_argument("--seeds", type=int, default=len(REPORTING), help="how many of the reporting seeds")
+    parser.add_argument("--tuning", action="store_true", help="the tuning seeds instead, tuning tasks only")
+    parser.add_argument("--jobs", type=int, default=1, help="slices at once")
+    parser.add_argument("--minutes", type=float, default=1e6, help="start no slice after so many minutes")
+    parser.add_argument("--backend", default="loky", choices=("loky", "ray"), help="where joblib runs the slices")
+    args = parser.parse_args()
+    seeds = TUNING if args.tuning else range(args.seeds)
+    if args.tuning and set(args.tasks) - set(TUNING_TASKS):
+        args.tasks = TUNING_TASKS
+    if args.backend == "ray":
+        from ray.util.joblib import register_ray
+
+        register_ray()
+    todo = [
+        part
+        for part in slices(tuple(args.tasks), tuple(args.arms), seeds, args.epochs)
+        if not (RESULTS / f"{part.name}.npz").is_file()
+    ]
+    until = time.time() + 60 * args.minutes
+    with parallel_config(args.backend, n_jobs=args.jobs):
+        for done in Parallel(return_as="generator_unordered")(delayed(_do)(part, until) for part in todo):
+            if done:
+                print(done, flush=True)
+
+
+if __name__ == "__main__":
+    main()
