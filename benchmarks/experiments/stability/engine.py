@@ -45,6 +45,7 @@ class Runs:
         self.optimizer = torch.optim.AdamW([self.update_RW], lr=1.0, betas=BETAS, weight_decay=0.0)
         self.rngs = [np.random.default_rng([seed, 77]) for seed in seeds]
         self.seeds = list(seeds)
+        self.shuffle = np.random.default_rng(0)  # of the mini-batches, the same for every run whatever it runs beside
 
     def step(self, rates: Sequence[float]) -> dict[str, np.ndarray]:
         """One RL step at each run's rate; what it was like, each (R,), under the names of `Signals`."""
@@ -63,7 +64,7 @@ class Runs:
         found = [
             self._update([part[:, rows] for part in batch], rates_R)
             for _ in range(self.epochs)
-            for rows in torch.from_numpy(self.rngs[0].permutation(BATCH)).chunk(MINI_BATCHES)
+            for rows in torch.from_numpy(self.shuffle.permutation(BATCH)).chunk(MINI_BATCHES)
         ]
         with torch.no_grad():
             after = self._predict(self.weights, *inputs)[0]

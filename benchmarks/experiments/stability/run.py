@@ -60,9 +60,9 @@ def run(part: Slice, steps: int = STEPS, peaks: Sequence[float] = PEAKS, progres
     return kept | {"peak": peaks_R, "seed": seeds_R, "evaluation": runs.evaluate()}
 
 
-def keep(part: Slice, found: dict[str, object]) -> None:
+def keep(part: Slice, found: dict[str, object], folder: Path) -> None:
     """Half precision is enough for the series; lr and kl, which span decades, are kept as logarithms."""
-    path = RESULTS / f"{part.name}.npz"
+    path = folder / f"{part.name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with np.errstate(divide="ignore"):
         logs = {f"ln_{name}": np.log(found.pop(name)).astype(np.float16) for name in ("lr", "kl")}
@@ -78,11 +78,11 @@ def _commit() -> str:
     return told.stdout.strip()
 
 
-def _do(part: Slice, until: float) -> str | None:
+def _do(part: Slice, until: float, folder: Path) -> str | None:
     if time.time() > until:
         return None
     started = time.time()
-    keep(part, run(part))
+    keep(part, run(part), folder)
     return f"{part.name}: {time.time() - started:.0f} s"
 
 
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="slices at once")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no slice after so many minutes")
     parser.add_argument("--backend", default="loky", choices=("loky", "ray"), help="where joblib runs the slices")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to keep the runs in")
     args = parser.parse_args()
     seeds = TUNING if args.tuning else range(args.seeds)
     if args.tuning and set(args.tasks) - set(TUNING_TASKS):
@@ -108,11 +109,11 @@ def main() -> None:
     todo = [
         part
         for part in slices(tuple(args.tasks), tuple(args.arms), seeds, args.epochs)
-        if not (RESULTS / f"{part.name}.npz").is_file()
+        if not (args.results / f"{part.name}.npz").is_file()
     ]
     until = time.time() + 60 * args.minutes
     with parallel_config(args.backend, n_jobs=args.jobs):
-        for done in Parallel(return_as="generator_unordered")(delayed(_do)(part, until) for part in todo):
+        for done in Parallel(return_as="generator_unordered")(delayed(_do)(part, until, args.results) for part in todo):
             if done:
                 print(done, flush=True)
 

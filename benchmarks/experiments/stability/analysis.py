@@ -1,0 +1,124 @@
+"""Rebuilds the study's numbers from the raw runs: `summary.json`, the tables in docs/study.md, and its figures.
+
+With a folder of runs as its argument it only prints their tables.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT))  # run as a script, too
+
+from benchmarks.experiments.stability.claims import SOUND, claims  # noqa: E402
+from benchmarks.experiments.stability.measures import iqm  # noqa: E402
+from benchmarks.experiments.stability.table import Table, load  # noqa: E402
+
+SUMMARY = ROOT / "benchmarks" / "results" / "stability" / "summary.json"
+DOCS = ROOT / "docs"
+STUDY = DOCS / "study.md"
+DRAWN = ("ratio 0", "ratio 0.285", "ratio 0.95", "rsl_rl", "ours", "ours cosine")
+COLOURS = ("#999999", "#E69F00", "#D55E00", "#56B4E9", "#0072B2", "#009E73")  # Okabe and Ito's
+DASHES = (":", "--", "-.", "--", "-", "-")
+
+
+def tables(table: Table) -> str:
+    """For each task, area and collapses by arm and peak."""
+    parts = []
+    for task in dict.fromkeys(run.task for run in sorted(table.runs, key=lambda run: _rank(run.task))):
+        peaks = table.peaks(task)
+        counts = sorted({len(table.cell(task, arm, peaks[0])) for arm in _arms(table, task)})
+        words = f"edge {table.edge(task):.0e}, " if table.cell(task, "ratio 0", peaks[0]) else ""
+        seeds = f"{counts[0]} to {counts[-1]}" if counts[0] != counts[-1] else str(counts[0])
+        parts.append(f"**{task}** ({words}{seeds} seeds a cell)\n")
+        parts.append("| arm | " + " | ".join(f"{peak:.0e}" for peak in peaks) + " | mean | final (IQM) |")
+        parts.append("|---|" + "---|" * (len(peaks) + 2))
+        parts += [_row(table, task, arm, peaks) for arm in _arms(table, task)]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _row(table: Table, task: str, arm: str, peaks: list[float]) -> str:
+    cells = []
+    for peak in peaks:
+        runs = table.cell(task, arm, peak)
+        fallen = sum(run.outcome.collapsed for run in runs)
+        area = f"{np.mean([run.outcome.area for run in runs]):.3f}" if runs else ""
+        cells.append(area + (f" ({fallen}/{len(runs)})" if fallen else ""))
+    found = [run.outcome for peak in peaks for run in table.cell(task, arm, peak)]
+    mean, final = np.mean([run.area for run in found]), iqm([run.evaluation for run in found])
+    return f"| {arm} | " + " | ".join([*cells, f"{mean:.3f}", f"{final:.3f}"]) + " |"
+
+
+def _arms(table: Table, task: str) -> list[str]:
+    return sorted({run.arm for run in table.runs if run.task == task}, key=lambda arm: ("ours" in arm, arm))
+
+
+def _rank(task: str) -> tuple[int, str]:
+    return (SOUND.index(task) if task in SOUND else len(SOUND), task)
+
+
+def claims_table(table: Table) -> str:
+    """Every number that was to be reached, and what came of it."""
+    lines = ["| | target | value | 95 % interval, or range | runs or cells | met |", "|---|---|---|---|---|---|"]
+    for claim in claims(table):
+        low, high = claim["interval"]  # type: ignore[misc]
+        met = "yes" if claim["met"] else "**no**"
+        lines.append(f"| {claim['claim']} | {claim['target']} | {claim['value']} | {low} to {high} |"
+                     f" {claim['runs']} | {met} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def figure(table: Table) -> str:
+    """Area under the score against the peak lr, a panel for each task, as SVG."""
+    from matplotlib import pyplot as plt
+
+    tasks = [task for task in SOUND if table.tasks("ratio 0").count(task)]
+    mpl.rcParams.update({"svg.hashsalt": "stability", "svg.fonttype": "none", "font.size": 9})
+    picture, axes = plt.subplots(1, len(tasks), figsize=(3.1 * len(tasks), 2.9), sharey=True, squeeze=False)
+    for panel, task in zip(axes[0], tasks, strict=True):
+        peaks = table.peaks(task)
+        for arm, colour, dash in zip(DRAWN, COLOURS, DASHES, strict=True):
+            areas = [table.mean(task, arm, peak, lambda found: found.area) for peak in peaks]
+            panel.plot(peaks, areas, dash, color=colour, label=arm, linewidth=2 if "ours" in arm else 1.4, marker=".")
+        panel.axvline(table.edge(task), color="#cccccc", linewidth=6, zorder=0)
+        panel.set(xscale="log", title=task.replace("_", " "), xlabel="peak lr", ylim=(0, 1))
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("mean score over the run")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    picture.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+    picture.tight_layout(rect=(0, 0.09, 1, 1))
+    from io import StringIO
+
+    text = StringIO()
+    picture.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(picture)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def rebuilt() -> dict[Path, str]:
+    """Every file that follows from the runs, with the text that it should have."""
+    table = load()
+    study = STUDY.read_text(encoding="utf-8")
+    for name, text in (("tables", tables(table)), ("claims", claims_table(table))):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        head, rest = study.split(begin)
+        study = head + begin + text + end + rest.split(end)[1]
+    found = json.dumps(claims(table), indent=2) + "\n"
+    return {SUMMARY: found, STUDY: study, DOCS / "study" / "areas.svg": figure(table)}
+
+
+if __name__ == "__main__":
+    mpl.use("svg")
+    if len(sys.argv) > 1:
+        print(tables(load(Path(sys.argv[1]))))
+        sys.exit()
+    for path, text in rebuilt().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")

@@ -1,0 +1,168 @@
+"""The numbers that the study set out to reach, each with its interval, met or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from benchmarks.experiments.stability.measures import Outcome, improvement, interval, wilson
+from benchmarks.experiments.stability.sweep import HELD_OUT_TASKS, TUNING_TASKS
+from benchmarks.experiments.stability.table import Table
+
+SOUND = (*TUNING_TASKS, *HELD_OUT_TASKS)  # the tasks whose KL is right
+CONSTANT = ("ratio 0", "ratio 0.03", "ratio 0.1", "ratio 0.285", "ratio 0.95")
+FIXED = (*CONSTANT, "ratio 0 cosine", "ratio 0.03 cosine")
+Claim = dict[str, object]
+
+
+def claims(table: Table) -> list[Claim]:
+    """All that the results so far can say."""
+    found = [*_collapses(table), *_areas(table), *_rules(table), *_variants(table), *_speed(table)]
+    return [claim for claim in found if claim["value"] == claim["value"]]  # not a number: nothing was run for it
+
+
+def _claim(claim: str, target: float, value: float, bounds: list[float], met: bool, runs: int) -> Claim:
+    rounded = [round(bound, 4) for bound in bounds]
+    return {
+        "claim": claim,
+        "target": target,
+        "value": round(value, 4),
+        "interval": rounded,
+        "runs": runs,
+        "met": bool(met),
+    }
+
+
+def _collapses(table: Table) -> Iterator[Claim]:
+    for arm in ("ours", "ours cosine"):
+        runs = [run.outcome.collapsed for run in table.runs if run.arm == arm and run.task in SOUND]
+        if runs:
+            count = sum(runs)
+            yield _claim(f"1. collapses of {arm}, share of runs", 0, count / len(runs), wilson(count, len(runs)),
+                         count == 0, len(runs))  # fmt: skip
+
+
+def _areas(table: Table) -> Iterator[Claim]:
+    for arm in ("ours", "ours cosine"):
+        below, beyond, grid, best = [], [], [], []
+        for task in _tasks(table, arm):
+            peaks, edge = table.peaks(task), table.edge(task)
+            fixed = {(peak, other): _area(table, task, other, peak) for peak in peaks for other in FIXED}
+            ours = {peak: _area(table, task, arm, peak) for peak in peaks}
+            for peak in peaks:
+                (below if peak < edge else beyond).append(ours[peak] / _most(fixed[peak, other] for other in FIXED))
+                if peak >= edge / 5.01:
+                    best.append(ours[peak] / _most(fixed.values()))
+            single = _most(np.mean([fixed[peak, other] for peak in peaks]) for other in CONSTANT)
+            grid.append(np.mean(list(ours.values())) / single)
+        count = sum(run.arm == arm for run in table.runs)
+        for what, target, ratios in (
+            ("2. least area over the best fixed schedule's at the same peak, peaks below the edge", 0.98, below),
+            ("2. the same at and above the edge", 1.10, beyond),
+            ("2. least area, mean over the grid, over the best single ratio's", 1.25, grid),
+            ("2. least area over the best (peak, schedule) pair's, peaks from a fifth of the edge", 0.97, best),
+        ):
+            if ratios:
+                worst = min(ratios)
+                yield _claim(f"{what}: {arm}", target, worst, [worst, max(ratios)], worst >= target, count)
+
+
+def _rules(table: Table) -> Iterator[Claim]:
+    pairs = (
+        ("ours", "rsl_rl", 0.75, 0.8, 0.6),
+        ("ours", "KLAdaptiveLR", 0.75, 0.8, 0.6),
+        ("ours cosine", "rsl_rl", 0.75, 0.8, 0.6),
+        ("ours cosine", "rsl_rl cosine", 0.6, 0.6, 0.5),
+    )
+    for mine, other, area, final, least in pairs:
+        for what, target, value in (("area", area, _by_area), ("final score", final, _by_evaluation)):
+            ours, theirs = _strata(table, mine, other, value)
+            if ours:
+                chance, bounds = improvement(ours, theirs)
+                yield _claim(f"3. probability that {mine} improves on {other}, {what}", target, chance, bounds,
+                             chance >= target and bounds[0] > least, _count(ours))  # fmt: skip
+        ours, theirs = _strata(table, mine, other, lambda run: run.rate_jitter)
+        if ours:
+            yield _ratio(f"3. lr jitter of {mine} over {other}'s", 0.5, ours, theirs, most=True)
+
+
+def _variants(table: Table) -> Iterator[Claim]:
+    ours, theirs = _strata(table, "ours in-loop KL", "ours", _by_area)
+    if ours:
+        yield _ratio("4. area with the in-loop KL over that with the post-update KL", 0.97, ours, theirs)
+    blind, guess = _strata(table, "ours without KL", "ratio 0.285", lambda run: float(run.collapsed))
+    if blind and any(map(any, guess.values())):
+        yield _ratio("5. collapses without KL over those of ratio 0.285", 0.1, blind, guess, most=True)
+
+
+def _speed(table: Table) -> Iterator[Claim]:
+    for arm in ("ours", "ours cosine"):
+        for other, target, safe in (("ratio 0", 1.1, True), ("ratio 0.95", 0.5, False)):
+            ratios = []
+            for task in _tasks(table, arm):
+                goal = 0.8 * max(run.outcome.to_best.max() for run in table.runs if run.task == task)
+                for peak in table.peaks(task):
+                    if safe and not peak < table.edge(task):
+                        continue
+                    mine = [run.outcome.steps_to(goal) for run in table.cell(task, arm, peak)]
+                    theirs = [run.outcome.steps_to(goal) for run in table.cell(task, other, peak)]
+                    if mine and theirs and np.isfinite(np.median(mine)) and np.isfinite(np.median(theirs)):
+                        ratios.append(float(np.median(mine) / np.median(theirs)))
+            if ratios:
+                middle = float(np.median(ratios))
+                words = "below the edge" if safe else "at all peaks where both arrive"
+                yield _claim(f"6. steps to .8 of the best: {arm} over {other}, {words}, median over cells", target,
+                             middle, [min(ratios), max(ratios)], middle <= target, len(ratios))  # fmt: skip
+
+
+def _by_area(found: Outcome) -> float:
+    return found.area
+
+
+def _by_evaluation(found: Outcome) -> float:
+    return found.evaluation
+
+
+def _area(table: Table, task: str, arm: str, peak: float) -> float:
+    return table.mean(task, arm, peak, _by_area)
+
+
+def _most(values: Iterable[float]) -> float:
+    return float(np.nanmax(list(values)))
+
+
+def _tasks(table: Table, arm: str) -> list[str]:
+    return [task for task in table.tasks(arm) if task in SOUND and table.tasks("ratio 0").count(task)]
+
+
+Strata = dict[object, list[float]]
+
+
+def _strata(table: Table, mine: str, other: str, value: Callable[[Outcome], float]) -> tuple[Strata, Strata]:
+    """Both arms' values by task and peak, where both have run."""
+    ours: Strata = {}
+    theirs: Strata = {}
+    for task in set(table.tasks(mine)) & set(table.tasks(other)) & set(SOUND):
+        for peak in table.peaks(task):
+            first, second = table.cell(task, mine, peak), table.cell(task, other, peak)
+            if first and second:
+                ours[task, peak] = [value(run.outcome) for run in first]
+                theirs[task, peak] = [value(run.outcome) for run in second]
+    order = sorted(ours, key=str)
+    return {key: ours[key] for key in order}, {key: theirs[key] for key in order}
+
+
+def _ratio(claim: str, target: float, ours: Strata, theirs: Strata, most: bool = False) -> Claim:
+    """A ratio of means over all strata."""
+
+    def statistic(tables: list[np.ndarray]) -> float:
+        return float(tables[0].mean() / max(tables[1].mean(), 1e-9))
+
+    value = statistic([np.array(list(ours.values())), np.array(list(theirs.values()))])
+    met = value <= target if most else value >= target
+    return _claim(claim, target, value, interval(statistic, [ours, theirs]), met, _count(ours))
+
+
+def _count(strata: Strata) -> int:
+    return sum(map(len, strata.values()))

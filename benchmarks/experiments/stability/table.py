@@ -1,0 +1,85 @@
+"""The results as one table of runs, and the questions that the claims and the tables ask of it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.experiments.stability.measures import Outcome, outcome
+
+RUNS = Path(__file__).parents[2] / "results" / "stability" / "runs"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: where it belongs, how it ended, and its series, each (steps,)."""
+
+    task: str
+    arm: str
+    epochs: int
+    peak: float
+    seed: int
+    outcome: Outcome
+    scores: np.ndarray
+    kl_rewards: np.ndarray
+    rates: np.ndarray
+
+
+class Table:
+    """Runs by task, arm, epochs and peak."""
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        self.runs = list(runs)
+        self._cells: dict[tuple[str, str, int, float], list[Run]] = defaultdict(list)
+        for run in self.runs:
+            self._cells[run.task, run.arm, run.epochs, run.peak].append(run)
+
+    def cell(self, task: str, arm: str, peak: float, epochs: int = 1) -> list[Run]:
+        """The runs of all seeds, by seed; empty where none was made."""
+        return sorted(self._cells.get((task, arm, epochs, peak), []), key=lambda run: run.seed)
+
+    def peaks(self, task: str, epochs: int = 1) -> list[float]:
+        return sorted({run.peak for run in self.runs if (run.task, run.epochs) == (task, epochs)})
+
+    def tasks(self, arm: str, epochs: int = 1) -> list[str]:
+        return sorted({run.task for run in self.runs if (run.arm, run.epochs) == (arm, epochs)})
+
+    def mean(self, task: str, arm: str, peak: float, value: Callable[[Outcome], float], epochs: int = 1) -> float:
+        """NaN where there are no runs."""
+        found = [value(run.outcome) for run in self.cell(task, arm, peak, epochs)]
+        return float(np.mean(found)) if found else float("nan")
+
+    def edge(self, task: str, epochs: int = 1) -> float:
+        """The least peak at which no warmup begins to fail: a collapse, or a tenth of its best area lost."""
+        peaks = self.peaks(task, epochs)
+        areas = [self.mean(task, "ratio 0", peak, lambda found: found.area, epochs) for peak in peaks]
+        best = int(np.nanargmax(areas))
+        for peak, area in list(zip(peaks, areas, strict=True))[best:]:
+            if area < 0.9 * areas[best] or any(
+                run.outcome.collapsed for run in self.cell(task, "ratio 0", peak, epochs)
+            ):
+                return peak
+        return float("inf")
+
+
+def load(folder: Path = RUNS) -> Table:
+    """All runs that lie in `folder`."""
+    files = [np.load(path) for path in sorted(folder.glob("*/*.npz"))]
+    start: dict[tuple[str, int], list[float]] = defaultdict(list)  # a run's score before its first update, by reference
+    for file in files:
+        for seed, scores in zip(file["seed"], file["task_reward"], strict=True):
+            start[str(file["task"]), int(seed) % 2].append(float(scores[0]))
+    return Table(run for file in files for run in _runs(file, start))
+
+
+def _runs(file: dict[str, np.ndarray], start: dict[tuple[str, int], list[float]]) -> Iterable[Run]:
+    task, arm, epochs = str(file["task"]), str(file["arm"]), int(file["epochs"])
+    columns = ("peak", "seed", "task_reward", "ln_lr", "evaluation", "kl_reward")
+    for peak, seed, scores, ln_rates, evaluation, kl_rewards in zip(*(file[name] for name in columns), strict=True):
+        began = float(np.mean(start[task, int(seed) % 2]))
+        found = outcome(scores, ln_rates, float(evaluation), began)
+        yield Run(task, arm, epochs, float(peak), int(seed), found, scores, kl_rewards, np.exp(ln_rates.astype(float)))
