@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench-report clean
+.PHONY: demo test lint bench-report study-quick clean
 
 demo: .venv/ready
 	$(BIN)/adaptive-warmup demo $(ARGS)
@@ -17,6 +17,12 @@ lint: .venv/ready
 
 bench-report: .venv/ready
 	for analysis in benchmarks/experiments/*/analysis.py; do $(BIN)/python $$analysis || exit 1; done
+
+# A small part of the stability study, ten minutes on two cores: one held-out task, three arms.
+study-quick: .venv/ready
+	$(BIN)/python -m benchmarks.experiments.stability.run --results build/study-quick --jobs 2 --seeds 4 \
+		--tasks chain_sum --arms ours "ratio 0" "ratio 0.285"
+	$(BIN)/python benchmarks/experiments/stability/analysis.py build/study-quick
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

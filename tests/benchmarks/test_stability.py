@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,7 @@ from benchmarks.experiments.stability.sweep import Slice
 from benchmarks.experiments.stability.table import load
 from benchmarks.experiments.stability.worlds import EOS, World, scorer, world
 
-needs_torchrl = pytest.mark.skipif(
-    pytest.importorskip("importlib.util").find_spec("torchrl") is None, reason="the arm is torchrl's own KLAdaptiveLR"
-)
+needs_torchrl = pytest.mark.skipif(find_spec("torchrl") is None, reason="the arm is torchrl's own KLAdaptiveLR")
 
 
 def runs(task: str, seeds: list[int]) -> Runs:
@@ -99,7 +99,7 @@ def test_barred_eos_is_never_sampled_early() -> None:
 @pytest.mark.parametrize("name", ["search", "number_sorting", "spell_backward", "chain_sum"])
 def test_words_and_back(name: str) -> None:
     made = world(name)
-    rng = __import__("random").Random(0)
+    rng = random.Random(0)
     for number in range(40):
         pieces = made.demonstrate(made.problems[number], rng)
         ids = [token for text, _ in pieces for token in made.encode(text)]

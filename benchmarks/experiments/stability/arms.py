@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from adaptive_warmup import AdaptiveWarmup
+from benchmarks.experiments.stability.table import load
 
 TARGET_KL = 0.01
 NOMINAL = 0.285  # of the steps: the nominal warmup that ours starts from, Search-R1's later choice
@@ -23,11 +25,13 @@ BETA2 = 0.999
 
 @dataclass(frozen=True)
 class Plan:
-    """What the user of one run has settled: the peak of the learning rate, the RL steps, and PPO epochs in each."""
+    """What the user of one run has settled: the peak of the learning rate, the RL steps, PPO epochs, task and seed."""
 
     peak: float
     steps: int
     epochs: int = 1
+    task: str = ""
+    seed: int = 0
 
 
 class Driver:
@@ -146,6 +150,24 @@ def kl_adaptive(start: float, least: float | None, most: float | None, decay: bo
     return arm
 
 
+def same_mean_rate(plan: Plan) -> Driver:
+    """Control: a constant rate, the mean of what our run of the same peak and seed used. Did it just go slower?"""
+    return Driver(float(_recorded(plan, plan.seed).mean()), lambda optimizer: lambda signals: None)
+
+
+def replayed(plan: Plan) -> Driver:
+    """Control: the rates that our run of another seed chose. Does feedback matter, or only the shape?"""
+    rates = _recorded(plan, plan.seed ^ 2)  # of the same reference policy
+    last = len(rates) - 1
+    return Driver(rates[0], scheduled(lambda optimizer: LambdaLR(optimizer, lambda t: rates[min(t, last)] / rates[0])))
+
+
+def _recorded(plan: Plan, seed: int) -> np.ndarray:
+    """The rates of our own run, which must have been made before its controls."""
+    runs = load().cell(plan.task, "ours", plan.peak, plan.epochs)
+    return next(run.rates for run in runs if run.seed == seed)
+
+
 ARMS: dict[str, Arm] = {
     "ratio 0": ratio(0.0),
     "ratio 0.03": ratio(0.03),
@@ -163,5 +185,7 @@ ARMS: dict[str, Arm] = {
     "ours": ours(),
     "ours cosine": ours(decay=True),
     "ours without KL": ours(only=("task_reward", "grad_norm")),
+    "same mean lr": same_mean_rate,
+    "another seed's lr": replayed,
     "ours in-loop KL": ours(only=("approx_kl", "task_reward", "kl_reward", "grad_norm")),
 }

@@ -45,7 +45,7 @@ def run(part: Slice, steps: int = STEPS, peaks: Sequence[float] = PEAKS, progres
     pairs = [(peak, seed) for peak in peaks for seed in part.seeds]
     made, starts = world(part.task), references(part.task)
     runs = Runs(made, shape_of(made), [starts[s % len(starts)] for _, s in pairs], [s for _, s in pairs], part.epochs)
-    drivers = [ARMS[part.arm](Plan(peak, steps, part.epochs)) for peak, _ in pairs]
+    drivers = [ARMS[part.arm](Plan(peak, steps, part.epochs, part.task, seed)) for peak, seed in pairs]
     series: dict[str, list[np.ndarray]] = {name: [] for name in (*KEPT, "lr")}
     for _ in tqdm(range(steps), part.name, unit="step", disable=not progress, mininterval=5):
         rates = [driver.rate for driver in drivers]

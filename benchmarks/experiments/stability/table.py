@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,7 @@ class Table:
         return float("inf")
 
 
+@cache
 def load(folder: Path = RUNS) -> Table:
     """All runs that lie in `folder`."""
     files = [np.load(path) for path in sorted(folder.glob("*/*.npz"))]
