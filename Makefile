@@ -1,8 +1,8 @@
-# make demo: the main job.  make test: the tests.  Both make their own environment first.
+# make demo: the main job.  make test: the tests.  make docs: the site.  All make their own environment first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench-report clean
+.PHONY: demo test lint docs bench-report clean
 
 demo: .venv/ready
 	$(BIN)/adaptive-warmup demo $(ARGS)
@@ -15,8 +15,12 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/ready
+	$(BIN)/zensical build --strict --clean
+
 bench-report: .venv/ready
 	for analysis in benchmarks/experiments/*/analysis.py; do $(BIN)/python $$analysis || exit 1; done
+	$(BIN)/python benchmarks/plots.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,4 +29,4 @@ bench-report: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .cache build dist site *.egg-info
