@@ -2,7 +2,7 @@
 
 - `python` blocks share one namespace; a `text` block right after one is what it prints.
 - `console` blocks hold commands after `$` and what each prints; `bash` blocks are scripts.
-- A block titled "Not run in the tests: ..." (readers see the title) is only compiled.
+- A block titled "Not run in the tests: ..." (readers see the title) is only compiled; there it may be of any language.
 
 In what is printed, `...` stands for anything, and white space counts as one blank, as in doctest.
 """
@@ -64,17 +64,22 @@ def run(text: str, name: str) -> None:
             mark = out.tell()
             with redirect_stdout(out):
                 exec(code if block.runs else "", namespace)
-        elif block.language == "text":
-            _compare(block.code, out.getvalue()[mark:], at)
-        elif block.language == "console":
-            for command, wanted in _commands(block.code):
-                got = _shell(command, check=block.runs)
-                if block.runs:
-                    _compare(wanted, got, at)
         elif block.language == "bash":
-            _shell(block.code, check=block.runs)
-        else:
-            raise AssertionError(f"{at}: a block of {block.language!r} is neither run nor compared")
+            _shell(block.code, dry=not block.runs)
+        elif block.language == "console":
+            _converse(block, at)
+        elif block.runs:
+            assert block.language == "text", f"{at}: a block of {block.language!r} is neither run nor compared"
+            _compare(block.code, out.getvalue()[mark:], at)
+
+
+def _converse(block: Block, at: str) -> None:
+    commands = list(_commands(block.code))
+    assert commands, f"{at}: no line begins with a $"
+    for command, wanted in commands:
+        got = _shell(command, dry=not block.runs)
+        if block.runs:
+            _compare(wanted, got, at)
 
 
 def _commands(code: str) -> Iterator[tuple[str, str]]:
@@ -83,12 +88,12 @@ def _commands(code: str) -> Iterator[tuple[str, str]]:
         yield command, wanted
 
 
-def _shell(script: str, *, check: bool) -> str:
-    """What a script prints; with `check` off its syntax is read, and nothing is run."""
+def _shell(script: str, *, dry: bool) -> str:
+    """What a script prints; `dry` reads its syntax and runs nothing."""
     env = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-    mode = ["-ec"] if check else ["-nc"]
+    mode = "-nc" if dry else "-ec"
     done = subprocess.run(
-        ["bash", *mode, _SHELL + script], env=env, check=False, timeout=120, text=True,
+        ["bash", mode, _SHELL + script], env=env, check=False, timeout=120, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode < 2, f"{script}\nexits with {done.returncode}:\n{done.stdout}"  # 1: done, with findings

@@ -40,6 +40,7 @@ def test_no_block_hides_from_that(page: Path) -> None:
         ('```python title="Not run in the tests: slow"\n1 +\n```\n', SyntaxError),
         ("```python\nprint(1)\n```\n\n```text\n2\n```\n", AssertionError),
         ("```console\n$ echo one\ntwo\n```\n", AssertionError),
+        ("```console\nforgotten\n```\n", AssertionError),
         ("```bash\nno-such-command\n```\n", AssertionError),
         ('```bash title="Not run in the tests: slow"\nif\n```\n', AssertionError),
         ("```\nwhatever\n```\n", AssertionError),
@@ -106,7 +107,7 @@ def test_the_site_has_every_page(site: dict[Path, Page]) -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    named = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    named = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
     assert named == {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.name != "README.md"}
 
 
