@@ -93,10 +93,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
     shutil.copy(ROOT / "mkdocs.yml", folder)
     for name in ("docs", "adaptive_warmup"):
         shutil.copytree(ROOT / name, folder / name)
-    zensical = Path(sys.executable).with_name("zensical")
-    done = subprocess.run(
-        [zensical, "build", "--strict", "--clean"], cwd=folder, capture_output=True, text=True, check=False, timeout=120
-    )
+    build = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    done = subprocess.run(build, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return {path: Page(path) for path in (folder / "site").rglob("*.html")}
 
