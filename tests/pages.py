@@ -49,6 +49,7 @@ def blocks(text: str) -> list[Block]:
     for fence in fences:
         language, _, rest = fence.info.partition(" ")
         title = re.fullmatch(r'title="(.*)"', rest)
+        assert title or not rest, f"line {fence.map[0] + 1}: {rest!r} spoils the block on the site: say title=..."
         found.append(Block(language, title[1] if title else "", fence.content, fence.map[0] + 2))
     return found
 
@@ -60,12 +61,13 @@ def run(text: str, name: str) -> None:
     for block in blocks(text):
         at = f"{name}:{block.line}"
         if block.language == "python":
-            code = compile("\n" * (block.line - 1) + block.code, name, "exec")
+            program = compile("\n" * (block.line - 1) + block.code, name, "exec")
             mark = out.tell()
             with redirect_stdout(out):
-                exec(code if block.runs else "", namespace)
+                exec(program if block.runs else "", namespace)
         elif block.language == "bash":
-            _shell(block.code, dry=not block.runs)
+            code, said = _shell(block.code, dry=not block.runs)
+            assert code == 0, f"{at} exits with {code}:\n{said}"
         elif block.language == "console":
             _converse(block, at)
         elif block.runs:
@@ -77,7 +79,8 @@ def _converse(block: Block, at: str) -> None:
     commands = list(_commands(block.code))
     assert commands, f"{at}: no line begins with a $"
     for command, wanted in commands:
-        got = _shell(command, dry=not block.runs)
+        code, got = _shell(command, dry=not block.runs)
+        assert code < 2, f"{at} exits with {code}:\n{got}"  # our commands' 1 is: done, with findings
         if block.runs:
             _compare(wanted, got, at)
 
@@ -88,16 +91,15 @@ def _commands(code: str) -> Iterator[tuple[str, str]]:
         yield command, wanted
 
 
-def _shell(script: str, *, dry: bool) -> str:
-    """What a script prints; `dry` reads its syntax and runs nothing."""
+def _shell(script: str, *, dry: bool) -> tuple[int, str]:
+    """The exit code of a script and what it prints; `dry` reads its syntax and runs nothing."""
     env = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     mode = "-nc" if dry else "-ec"
     done = subprocess.run(
         ["bash", mode, _SHELL + script], env=env, check=False, timeout=120, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    assert done.returncode < 2, f"{script}\nexits with {done.returncode}:\n{done.stdout}"  # 1: done, with findings
-    return done.stdout
+    return done.returncode, done.stdout
 
 
 def _compare(wanted: str, got: str, at: str) -> None:

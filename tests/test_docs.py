@@ -41,9 +41,12 @@ def test_no_block_hides_from_that(page: Path) -> None:
         ("```python\nprint(1)\n```\n\n```text\n2\n```\n", AssertionError),
         ("```console\n$ echo one\ntwo\n```\n", AssertionError),
         ("```console\nforgotten\n```\n", AssertionError),
+        ("```console\n$ exit 2\n```\n", AssertionError),
         ("```bash\nno-such-command\n```\n", AssertionError),
+        ("```bash\nfalse\n```\n", AssertionError),
         ('```bash title="Not run in the tests: slow"\nif\n```\n', AssertionError),
         ("```\nwhatever\n```\n", AssertionError),
+        ('```bash skip="slow"\ntrue\n```\n', AssertionError),
     ],
 )
 def test_what_is_wrong_in_a_page_is_found(text: str, error: type[Exception]) -> None:
