@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench-report study-quick clean
+.PHONY: demo test lint docs bench-report study-quick clean
 
 demo: .venv/ready
 	$(BIN)/adaptive-warmup demo $(ARGS)
@@ -15,8 +15,12 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/ready
+	$(BIN)/zensical build --strict --clean
+
 bench-report: .venv/ready
 	for analysis in benchmarks/experiments/*/analysis.py; do $(BIN)/python $$analysis || exit 1; done
+	$(BIN)/python benchmarks/plots.py
 
 # A small part of the stability study, ten minutes on two cores: one held-out task, three arms.
 study-quick: .venv/ready
