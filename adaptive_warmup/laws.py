@@ -1,7 +1,7 @@
 """Laws: how the factor moves. A law is a function of the config, the state, the signals and what the alarms found.
 
 Each returns a `Move`; the controller clips its factor to [config.floor, 1] and does the rest. To add a law, write one
-and enter it in `LAWS`; the contract suite in tests/test_laws.py then runs on it.
+and enter it in `LAWS`; the contract suite in tests/test_controller.py then runs on it.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) ->
             memory, ceiling = {}, None
     pace = 0.0 if hold else min(max((_OUTLIER - watch.grad_z) / (_OUTLIER - _CALM), 0.0), 1.0)
     move = _nominal(config, state, memory, pace, ceiling)
-    return move._replace(reasons=(hold, *move.reasons), held=True) if hold else move
+    return move._replace(reasons=(hold,), held=True) if hold else move
 
 
 def _nominal(config: Config, state: State, memory: Mapping[str, float], pace: float, ceiling: float | None) -> Move:
