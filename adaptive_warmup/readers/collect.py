@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from adaptive_warmup.lines import Notes, number
 from adaptive_warmup.readers import keys
 from adaptive_warmup.readers.past import Past, Series, assemble
-from adaptive_warmup.readers.rows import LINE_NUMBER, STEP_KEYS, Notes, Row, number
+from adaptive_warmup.readers.rows import LINE_NUMBER, STEP_KEYS, Row
 
 _MOST_ROWS = 1_000_000
 _MOST_NAMES = 1000

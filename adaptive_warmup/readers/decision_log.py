@@ -8,7 +8,8 @@ from pathlib import Path
 
 from adaptive_warmup import history
 from adaptive_warmup.controller import Config, start
-from adaptive_warmup.readers.rows import Notes, Row
+from adaptive_warmup.lines import Notes
+from adaptive_warmup.readers.rows import Row
 
 NAME = "a decision log of adaptive-warmup"
 
