@@ -36,6 +36,8 @@ class Collector:
         if step is None:
             return True
         store = self._stores.setdefault(row.step_key, {})
+        if row.anew:
+            self._rewind(store, step, row.place)
         for name, plain in known:
             value = self._number(name, row)
             if value is not None:
@@ -92,6 +94,11 @@ class Collector:
             self._notes.add(what, place)
         series.steps.append(step)
         series.values.append(value)
+
+    def _rewind(self, store: dict[str, Series], step: int, place: str) -> None:
+        if any([series.rewind(step) for series in store.values()]):  # a list: all of them
+            what = f"the run goes on at step {step}: what was logged before of it and of later steps is superseded"
+            self._notes.add(what, place)
 
     def _chosen(self) -> dict[str, Series]:
         """The rows that count steps in the surest way; those that count otherwise cannot be brought in line."""
