@@ -43,7 +43,7 @@ def record(path: Path, count: int, config: Config, seed: int = 0) -> list[float]
 
 
 def killed_and_resumed(path: Path, saved_at: int, killed_at: int, until: int, **log: Any) -> list[float]:
-    """The decisions that count of a run that was killed, and went on from its checkpoint; on a new seed of the noise."""
+    """The decisions that count of a run that was killed and went on from its checkpoint, with other noise."""
     config, regulator = Config(30), Regulator(Config(30))
     with DecisionLog(path, config, **log) as first:
         kept = steps(first, regulator, Plant(noise=0.8), saved_at)
@@ -142,7 +142,9 @@ def test_a_resumed_run_goes_on_in_its_log_and_the_later_steps_count(
     assert len(path.read_text().splitlines()) == saved_at + lost + more + 2  # nothing was taken out
     assert (run.problem is not None) == (lost > 0)
     if lost:
-        words = f"the run goes on at step {saved_at}: steps {saved_at} to {saved_at + lost - 1} before it are superseded"
+        words = (
+            f"the run goes on at step {saved_at}: steps {saved_at} to {saved_at + lost - 1} before it are superseded"
+        )
         assert words in str(run.problem)
     found = read_past(path)
     assert found.past.steps.tolist() == list(range(saved_at + more))

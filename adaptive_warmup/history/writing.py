@@ -104,7 +104,7 @@ class DecisionLog:
         if self._after is not regulator.before and self._after != regulator.before and not self._go_on(regulator):
             return
         step = regulator.decision.step - 1
-        line = {"step": step, "lr": _short(lr, 9), "signals": _given(regulator.signals or Signals())}
+        line = {"step": step, "lr": _short(lr, 7), "signals": _given(regulator.signals or Signals())}
         line |= self._decided(regulator) | _metrics(metrics)
         self._after = regulator.state if self._append(line) else None
         self._last, self._alarms = step, [alarm.name for alarm in regulator.decision.alarms]
@@ -152,7 +152,7 @@ class DecisionLog:
         line: dict[str, Any] = {"next": decision.factor, "phase": decision.phase, "reasons": decision.reasons}
         at_ceiling = decision.phase == "at_ceiling" and decision.ceiling == decision.factor
         if decision.ceiling is not None and not at_ceiling:
-            line["ceiling"] = _short(decision.ceiling, 9)
+            line["ceiling"] = _short(decision.ceiling, 7)
         if decision.phase == "warmup" and decision.expected_end:
             line["ends"] = decision.expected_end
         alarms = [alarm[: 1 if alarm.name in self._alarms else 2] for alarm in decision.alarms]
@@ -206,7 +206,7 @@ def _given(signals: Signals) -> dict[str, Any]:
     """Only what was reported, or differs from the default."""
     pairs = [(f.name, getattr(signals, f.name), f.default) for f in fields(signals)]
     return {
-        name: value if name in _IN_FULL or isinstance(value, str) or not abs(value) < _LARGE else _short(value, 5)
+        name: value if name in _IN_FULL or isinstance(value, str) or not abs(value) < _LARGE else _short(value, 4)
         for name, value, default in pairs
         if value != default
     }

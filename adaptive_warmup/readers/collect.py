@@ -96,7 +96,7 @@ class Collector:
         series.values.append(value)
 
     def _rewind(self, store: dict[str, Series], step: int, place: str) -> None:
-        if any([series.rewind(step) for series in store.values()]):  # a list: all of them
+        if sum(series.rewind(step) for series in store.values()):
             what = f"the run goes on at step {step}: what was logged before of it and of later steps is superseded"
             self._notes.add(what, place)
 
