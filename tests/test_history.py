@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_warmup import Config, Regulator
-from adaptive_warmup.history import DecisionLog, Run, follow, read, replay
+from adaptive_warmup.history import DecisionLog, Run, follow, read, reading, replay
 from adaptive_warmup.readers import read as read_past
 from tests.plant import Plant
 
@@ -217,7 +219,7 @@ def test_the_log_of_another_run_is_left_as_it_is(tmp_path: Path, config: Config,
 @pytest.mark.parametrize("text", ["step,kl\n1,2\n", json.dumps({"adaptive_warmup": 99}) + "\n", "\0" * 100, "mine"])
 def test_a_file_that_is_no_log_is_left_as_it_is(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.txt").write_text(text)
-    with pytest.raises(ValueError, match=r"mine\.txt, line 1: no decision log.*It is left as it is: name another"):
+    with pytest.raises(ValueError, match=r"mine\.txt, line 1: no decision log.*: it is left as it is, name another"):
         DecisionLog(tmp_path / "mine.txt", Config(5))
     assert (tmp_path / "mine.txt").read_text() == text
 
@@ -431,3 +433,47 @@ def test_a_disk_that_has_room_again_is_logged_on_and_replays(tmp_path: Path) -> 
     run = read(folder / "run.jsonl")
     assert [step["step"] for step in run.steps] == [*range(5), *range(10, 15)]
     assert replays(run)
+
+
+# --- Size ---
+
+
+def long(path: Path, count: int) -> Path:
+    """A log of so many steps: those of a real one, numbered anew."""
+    record(path, 20, Config(30))
+    head, *lines = path.read_text().splitlines()
+    with path.open("w") as file:
+        file.write(head + "\n")
+        for number in range(count):
+            line = lines[number % 20]
+            file.write(f'{{"step":{number},{line[line.index(",") + 1 :]}\n')
+    return path
+
+
+def peak(work: Callable[[], object]) -> int:
+    tracemalloc.start()
+    work()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+
+def test_a_log_of_any_length_is_read_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for 1,000 steps, eight times the file takes no more memory, and the first and last steps are there."""
+    monkeypatch.setattr(reading, "_MOST", 1000)
+    short, tall = long(tmp_path / "short.jsonl", 2_000), long(tmp_path / "tall.jsonl", 16_000)
+    assert peak(lambda: read(tall)) < 1.3 * peak(lambda: read(short))
+    run = read(tall)
+    numbers = [step["step"] for step in run.steps]
+    assert numbers == [*range(0, 16_000, 32), 15_999]
+    assert str(run.problem).endswith("more than 1,000 steps: one in 32 is kept, and the last")
+    assert [len(one.steps) for one in follow(tall, lambda: False)] == [501]
+    assert len(read_past(tall).past.steps) == 16_000  # what replay reads: 16 bytes a number
+
+
+def test_a_command_on_a_log_grows_with_neither_its_chatter_nor_its_length(tmp_path: Path) -> None:
+    """The steps streamed through the reader of `replay`: the memory is that of the numbers, some 200 bytes a step."""
+    short, tall = long(tmp_path / "short.jsonl", 2_000), long(tmp_path / "tall.jsonl", 16_000)
+    assert tall.stat().st_size > 16_000 * 250
+    grown = peak(lambda: read_past(tall)) - peak(lambda: read_past(short))
+    assert grown < 14_000 * 300

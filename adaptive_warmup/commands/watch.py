@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = Console()
     shown = "no step yet"
+    states = history.follow(arguments.log, wait)
     with Live(shown, console=console, auto_refresh=False) as live:
-        for state in history.follow(arguments.log, wait):
+        for state in states:
             live.update(view(state) if state.steps else shown, refresh=True)
     return 0

@@ -49,7 +49,7 @@ def _start(parser: Parser, path: Path) -> Start:
     try:
         start = parser.parse(line)
     except ValueError as error:
-        raise ValueError(f"{error} It is left as it is: name another file for the log.") from error
+        raise ValueError(f"{error}: it is left as it is, name another file for the log.") from error
     assert isinstance(start, Start)
     return start
 

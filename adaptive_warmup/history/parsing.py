@@ -89,6 +89,7 @@ class Parser:
             if self._run is None:
                 raise ValueError(
                     f"{self._path}, {place}: no decision log of format {FORMAT}; is it of another program or version?"
+                    " (adaptive-warmup replay reads those of others)"
                 ) from error
             self._notes.add("a start that cannot be read, left out", place)
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from adaptive_warmup.lines import LONGEST, Line, Notes
 from adaptive_warmup.signals import Signals
 
 _CHUNK = 1 << 20
+_MOST = 100_000  # steps in memory, about a kilobyte each
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ class Run:
 def read(path: Path | str) -> Run:
     """Read a log, also while its run goes on or after it was killed, with the files that it is continued in.
 
+    Of more than 100,000 steps one in 2, 4, 8 ... is kept, and the last one; `problem` says so. `items` has them all.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the first line is no start of a decision log of this format.
     """
     made = _Making(Path(path))
-    for item in items(Path(path), made.notes):
-        made.take(item)
+    made.take_all(items(Path(path), made.notes))
     return made.run()
 
 
@@ -66,11 +68,18 @@ def follow(path: Path | str, wait: Callable[[], bool]) -> Iterator[Run]:
     """
     made = _Making(Path(path))
     growing = _Growing(Path(path), made.notes)
-    while True:
-        if sum(made.take(item) for item in growing.items()):
-            yield made.run()
-        if not wait():
-            return
+    grown = made.take_all(growing.items())  # what is no log is refused now, not when the first run is asked for
+
+    def runs() -> Iterator[Run]:
+        nonlocal grown
+        while True:
+            if grown:
+                yield made.run()
+            if not wait():
+                return
+            grown = made.take_all(growing.items())
+
+    return runs()
 
 
 def replay(run: Run) -> Iterator[Decision]:
@@ -91,14 +100,17 @@ class _Making:
         self._start: Start | None = None
         self._steps: dict[int, dict[str, Any]] = {}
         self._starts: dict[int, State] = {}
-        self._sorted = True
+        self._sorted, self._every = True, 1
 
-    def take(self, item: Item) -> bool:
-        """Take in a line; whether it is a step."""
+    def take_all(self, found: Iterable[Item]) -> int:
+        """Take in what was found; how many steps that are."""
+        return sum(self._take(item) for item in found)
+
+    def _take(self, item: Item) -> bool:
         if isinstance(item, Start):
             self._begin(item)
             return False
-        step = item.content["step"]
+        step, before = item.content["step"], next(reversed(self._steps), 0)
         known = self._steps.get(step)
         if "next" not in item.content:  # more metrics on it
             if known:
@@ -106,10 +118,16 @@ class _Making:
             return known is not None
         if known:
             self.notes.add("the same step again: the later counts", item.place)
-        elif self._steps and step < next(reversed(self._steps)):
+        elif step < before:
             self.notes.add("the steps go back: they are put in order", item.place)
             self._sorted = False
+        elif before % self._every:
+            del self._steps[before]  # which was kept as the last one only
         self._steps[step] = item.content
+        if len(self._steps) > _MOST:
+            self._every *= 2
+            self._steps = {kept: content for kept, content in self._steps.items() if kept % self._every == 0}
+            self._steps[step] = item.content
         return True
 
     def run(self) -> Run:
@@ -119,6 +137,7 @@ class _Making:
         if not self._sorted:
             self._steps, self._sorted = dict(sorted(self._steps.items())), True
         odd = self.notes.sentences()
+        odd += [f"more than {_MOST:,} steps: one in {self._every} is kept, and the last"] if self._every > 1 else []
         problem = "\n".join(f"{self._path}, {sentence}" for sentence in odd) or None
         return Run(self._start.config, self._start.about, list(self._steps.values()), problem, dict(self._starts))
 

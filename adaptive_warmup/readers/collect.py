@@ -28,6 +28,7 @@ class Collector:
         self._doubles: dict[str, str] = {}
         self._stores: dict[str, dict[str, Series]] = {}  # one for each way of counting steps
         self._rows: dict[str, int] = {}
+        self._places: dict[str, str] = {}  # the first of each
 
     def add(self, row: Row) -> bool:
         """Take in a row; False when it is enough."""
@@ -43,6 +44,7 @@ class Collector:
             if value is not None:
                 self._append(store.setdefault(plain, Series(name)), name, step, value, row.place)
         self._rows[row.step_key] = self._rows.get(row.step_key, 0) + 1
+        self._places.setdefault(row.step_key, row.place)
         if self._rows[row.step_key] < _MOST_ROWS:
             return True
         self._notes.add(f"{_MOST_ROWS:,} steps are read: the rest is left out", row.place)
@@ -104,7 +106,8 @@ class Collector:
         """The rows that count steps in the surest way; those that count otherwise cannot be brought in line."""
         order = [name for name in (*STEP_KEYS, LINE_NUMBER) if name in self._stores]
         for name in order[1:]:
-            self._notes.add(f"{self._rows[name]} rows count steps by {name}, not by {order[0]}: left out")
+            rows = f"{self._rows[name]} rows, the first at {self._places[name]},"
+            self._notes.add(f"{rows} count steps by {name}, not by {order[0]}: left out")
         if order[:1] == [LINE_NUMBER]:
             self._notes.add(f"no step is given ({', '.join(STEP_KEYS)}): lines are counted instead")
         return self._stores[order[0]] if order else {}
