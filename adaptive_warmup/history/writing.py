@@ -73,6 +73,7 @@ class DecisionLog:
         """
         if self._first.is_dir():
             raise ValueError(f"{self._first} is a folder: name a file in it, such as {self._first / 'run.jsonl'}.")
+        self.close()
         self._config = config
         if not _first_process():
             return
