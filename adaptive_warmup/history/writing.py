@@ -171,7 +171,7 @@ class DecisionLog:
         self._path = old
         if begun and self._append({"continued_in": new.name}):
             self.close()
-            self._path = new
+            self._path, self._alarms = new, []
 
     def _append(self, content: Mapping[str, Any]) -> bool:
         """Whether the line is in the file."""
