@@ -25,7 +25,7 @@ class Regulator:
 
     Attributes:
         config: its settings.
-        state: its memory.
+        state: its memory; `before`, the one that the latest decision was taken with.
         decision: the latest decision; at first the one for update 0.
         signals: what the latest decision was taken on; None at first.
     """
@@ -36,7 +36,7 @@ class Regulator:
 
     def restart(self, at: int = 0) -> None:
         """Forget everything: the next update is number `at`, on the nominal warmup."""
-        self.state = controller.start(self.config, at)
+        self.state = self.before = controller.start(self.config, at)
         self.decision = controller.opening(self.config, self.state)
         self.signals: Signals | None = None
         self._waiting: dict[str, Any] = {}
@@ -77,7 +77,7 @@ class Regulator:
         if any(cut < 1.0 for cut in self._cuts) and is_finite(read.get("kl")):
             del read["kl"]  # of an update at a cut lr, it says nothing of the run's gain
         self.signals = Signals(lr_scale=lr_scale, **read)
-        before = self.decision
+        before, self.before = self.decision, self.state
         self.state, self.decision = controller.step(self.config, self.state, self.signals)
         self._waiting, self._cuts = {}, []
         for alarm in self.decision.alarms:
@@ -107,7 +107,7 @@ class Regulator:
         state, decision = controller.State.from_dict(content["state"]), _decision(content["decision"])
         if content["config"] != asdict(self.config):
             _log.warning("resuming with %s; the state was saved with %s", self.config, content["config"])
-        self.state, self.decision, self.signals = state, decision, None
+        self.state, self.before, self.decision, self.signals = state, state, decision, None
         self._waiting, self._cuts = dict(content["waiting"]), list(content["cuts"])
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.regulator import Regulator, opened, sealed
 from adaptive_warmup.schedules import nominal_warmup, peak_lrs, scheduled_lrs, unwrap
 
@@ -40,16 +42,24 @@ class AdaptiveWarmup(LRScheduler):
             as well). A warmup built into transformers' schedules is replaced by this one, not doubled. A schedule that
             computes the next lr from the last one may instead run beside this one, as in torch's `ChainedScheduler`.
         warmup_steps: the nominal warmup. May be left out where the schedule has one built in.
+        log: a `DecisionLog`, or the path of one, to write each step into; of several processes the first one writes,
+            and where groups have controllers of their own, it is the first group's.
         settings: those of `Config` by name. Any of them, `warmup_steps` too, may be a list with an entry for each
             param group: each group then has a controller of its own, as actor and critic need.
 
     Raises:
         TypeError: `target` is neither; an unknown setting.
-        ValueError: a setting out of its range; a list whose length is not the number of param groups.
+        ValueError: a setting out of its range; a list whose length is not the number of param groups; a log of another
+            run.
     """
 
     def __init__(
-        self, target: Optimizer | LRScheduler, warmup_steps: int | Sequence[int] | None = None, **settings: Any
+        self,
+        target: Optimizer | LRScheduler,
+        warmup_steps: int | Sequence[int] | None = None,
+        *,
+        log: DecisionLog | Path | str | None = None,
+        **settings: Any,
     ) -> None:
         optimizer, self._schedule = unwrap(target)
         settings = {"warmup_steps": nominal_warmup(warmup_steps, self._schedule), **settings}
@@ -60,6 +70,9 @@ class AdaptiveWarmup(LRScheduler):
         self._written: list[tuple[float, int]] = []  # what we left in the groups; a tensor's version, else -1
         self._overruled = False  # said once that another scheduler is at odds with this one
         super().__init__(optimizer)
+        self._log = DecisionLog.of(log, lr=float(self.base_lrs[0])) if log is not None else None
+        if self._log:
+            self._log.open(configs[0])
 
     @property
     def decision(self) -> Decision:
@@ -175,10 +188,13 @@ class AdaptiveWarmup(LRScheduler):
             self._lrs = scheduled_lrs(self._schedule)
 
     def _advance(self) -> None:
+        used = self.decision.factor
         scales = [lr / float(base) if base else 0.0 for lr, base in zip(self._lrs, self.base_lrs, strict=True)]
         for regulator, scale in zip(self._regulators, scales if self.per_group else [max(scales)], strict=True):
             regulator.decide(scale)
         self._see_moves()
+        if self._log:
+            self._log.write(self._regulators[0], lr=self._lrs[0] * used)
         self._take_in_groups()
         if self._schedule:
             self._show_lrs()

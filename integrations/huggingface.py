@@ -13,12 +13,14 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
 from adaptive_warmup.regulator import Regulator
 from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
@@ -50,18 +52,22 @@ class AdaptiveWarmupCallback(TrainerCallback):
     Args:
         warmup_steps: the nominal warmup. None: the Trainer's own `warmup_steps`, which this then replaces (its ramp is
             not applied on top); where that is 0, `default_warmup_steps(max_steps)`.
+        log: a `DecisionLog`, or the path of one, into which the first process writes each step.
         settings: those of `Config` by name.
 
     Raises:
         TypeError, ValueError: a setting that is unknown or out of range.
     """
 
-    def __init__(self, warmup_steps: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self, warmup_steps: int | None = None, *, log: DecisionLog | Path | str | None = None, **settings: Any
+    ) -> None:
         self._settings = {"warmup_steps": warmup_steps, **settings}
         Config(**{**self._settings, "warmup_steps": warmup_steps or 10**9})  # bad settings fail here, not in train()
         if warmup_steps is not None:
             Config(warmup_steps)
         self.regulator: Regulator | None = None
+        self._log_to, self._log = log, cast("DecisionLog | None", None)
         self._waiting: list[dict[str, Any]] = []
         self._untap = ExitStack()
         self._written: list[float] = []  # what we left in the param groups; empty while they hold the schedule's lrs
@@ -102,6 +108,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._peak = peak_lrs(schedule, [g.setdefault("initial_lr", float(g["lr"])) for g in optimizer.param_groups])[0]
         self.regulator = Regulator(self._config(args, state.max_steps))
         self._resume(state)
+        if self._log_to is not None:
+            self._log = DecisionLog.of(self._log_to, lr=self._peak)
+            self._log.open(self.regulator.config)
         self._attach(calling_trainer(self))
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -137,6 +146,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._regulator.decide(self._ours[0] / self._peak if self._peak else 0.0)
         agree(self._regulator)
         decision = self._regulator.decision
+        if self._log:
+            self._log.write(self._regulator, lr=self._ours[0] * used.factor)
         if decision.phase != used.phase:
             _log.info("step %d, %s: %s", state.global_step, decision.phase, "; ".join(decision.reasons))
         if decision.stop:

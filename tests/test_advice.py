@@ -71,7 +71,7 @@ def reasons(plan: Plan) -> str:
 @pytest.mark.parametrize(
     ("script", "warmup", "planned", "settings"),
     [
-        (V01, 92, 289, ["top_p", "beta2", "warmup", "warmup", "epochs x mini_batches"]),
+        (V01, 92, 289, ["top_p", "warmup", "warmup", "epochs x mini_batches"]),
         (V02, 302, 286, ["warmup", "epochs x mini_batches"]),
         (V03, 302, 286, ["warmup", "epochs x mini_batches"]),
     ],
@@ -90,14 +90,29 @@ def test_search_r1(tmp_path: Path, script: str, warmup: int, planned: int, setti
     assert advice.on_gaming == ("stop" if "top_p" in settings else "hold")
 
 
-def test_search_r1_v01_as_a_plan_in_steps_of_one_update() -> None:
-    plan = Plan(lr=1e-6, total_steps=305, warmup_ratio=0.95, beta2=0.999)
-    untuned = next(caution for caution in advise(plan).warnings if caution.setting == "beta2")
-    assert "is 2000 updates, here 2000 steps; the run has 305" in untuned.why
-    assert any("16 steps are left" in caution.why for caution in advise(plan).warnings)
+def test_the_critics_warmup_is_15_steps_in_both_settings(tmp_path: Path) -> None:
+    assert int(0.05 * 305) == int(0.015 * 1005) == 15
+    for script in (V01, V02):
+        assert "15 steps in Search-R1 (.05 of 305, .015 of 1005)" in reasons(read_plan(written(tmp_path, script)))
+
+
+def test_the_untuned_warmup_is_a_note_and_a_warning_only_where_it_is_planned() -> None:
+    """2000 updates at Adam's default, in a run of 305: no length to take, but nothing to mend."""
+    plan = Plan(lr=1e-6, total_steps=305, beta2=0.999)
+    assert warned(plan) == []
+    assert "2000 updates, here 2000 steps, more than the run's 305: no length to take" in reasons(plan)
+    assert "more than the run's" not in reasons(replace(plan, total_steps=3000))
+    short = replace(plan, warmup_ratio=0.95, host="transformers")
+    assert [("15 steps are left" in caution.why) for caution in advise(short).warnings] == [True]
+    (caution,) = advise(replace(plan, warmup_steps=2000, host="transformers")).warnings
+    assert "2/(1-beta2) = 2000 updates, beyond the run's end at 305" in caution.why
+    assert caution.source == "Ma & Yarats 2021, arXiv 1910.04209"
+    assert warned(replace(plan, total_steps=9000, warmup_steps=2000, host="transformers")) == []
 
 
 def test_search_r1_grpo_has_ten_updates_a_rollout_and_its_k3_hides_the_sign(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path, V03_GRPO))
+    assert {"top_p", "kl_estimator"}.isdisjoint(warned(plan))
     plan = read_plan(written(tmp_path, V03_GRPO.replace("rollout.top_p=1.0", "rollout.top_p=0.95")))
     assert (plan.kl_in, plan.kl_estimator, plan.critic, plan.lr) == ("loss", "k3", False, 5e-7)
     assert (plan.batch_size, plan.updates_per_rollout) == (2560, 10)
@@ -129,7 +144,7 @@ def test_a_clean_plan_has_no_warning() -> None:
         ("lr", {"lr": 5e-5}),
         ("lr", {"lr": 1e-8}),
         ("lr", {"lr": 1e-7, "lora": True}),
-        ("beta2", {"beta2": 0.9999}),
+        ("warmup", {"beta2": 0.9995, "warmup_steps": 2000, "host": "transformers"}),  # 4000 updates, two a step
         ("warmup", {"warmup_steps": 20}),
         ("epochs x mini_batches", {"kl_source": None}),
         ("epochs x mini_batches", {"kl_source": "in_loop", "mini_batches": 1}),
@@ -360,7 +375,7 @@ def test_the_installed_training_arguments(tmp_path: Path) -> None:
     assert (plan.lr, plan.total_steps, plan.task, plan.host) == (2e-5, 405, "finetuning", "transformers")
     assert plan.planned_warmup == arguments.get_warmup_steps(405) == 21  # rounded up, where verl rounds down
     assert (plan.beta2, plan.untuned_warmup) == (0.999, 2000)
-    assert warned(plan) == ["beta2"]
+    assert warned(plan) == []
 
 
 def test_the_table_leads_to_settings() -> None:

@@ -360,7 +360,7 @@ def test_wandbs_own_step_counts_calls_and_not_steps(tmp_path: Path) -> None:
     found = read(jsonl(tmp_path / "history.jsonl", mixed))
     assert found.past.steps.tolist() == [10, 20, 30, 40, 50]
     assert column(found, "loss") == [0.5] * 5
-    assert found.notes == ["5 rows count steps by _step, not by train/global_step: left out"]
+    assert found.notes == ["5 rows, the first at line 2, count steps by _step, not by train/global_step: left out"]
 
 
 # --- Anyone's own ---

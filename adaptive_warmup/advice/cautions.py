@@ -11,9 +11,9 @@ from adaptive_warmup.advice.evidence import (
     LORA,
     MASK,
     NEGATIVE_KL,
+    PILOT,
     PROBE,
     SEARCH_R1,
-    STUDY,
     UNTUNED,
     Caution,
 )
@@ -27,6 +27,7 @@ _USUAL_LRS = {  # (task, lora): peak learning rates seen for language models of 
     ("finetuning", True): (1e-5, 1e-3),
 }
 _LONG = 0.5  # of the run: from here on the warmup is most of it
+_NEARLY = 0.99  # of the untuned warmup's length: rounded, it may have been
 _HEAVY = 0.1  # kl_coef per unit of task reward: 2 to 100 times what is usual
 _BIASED: dict[str, tuple[Callable[[float], bool], str, str]] = {
     # Settings that make the sampler another one than the policy: when each is off, how to say so, what it does.
@@ -96,8 +97,8 @@ def _tool_tokens(plan: Plan, effect: str) -> Iterator[Caution]:
         why = f"over {plan.turns} turns the environment inserts tokens; where they count in the KL, {effect}"
         yield Caution("tool_tokens_masked", "not said", why, "check loss mask and KL mask, then say so", MASK)
     elif not plan.tool_tokens_masked:
-        why = f"tokens that the policy did not sample count: {effect} (in our study score .92 to .01 in 12 steps)"
-        yield Caution("tool_tokens_masked", "false", why, "mask them, in the loss and in the KL", f"{MASK}; {STUDY}")
+        why = f"tokens that the policy did not sample count: {effect} (a pilot run's score: .92 to .01 in 12 steps)"
+        yield Caution("tool_tokens_masked", "false", why, "mask them, in the loss and in the KL", f"{MASK}; {PILOT}")
 
 
 def _hidden(plan: Plan) -> Iterator[Caution]:
@@ -117,7 +118,7 @@ def _coefficient(plan: Plan) -> Iterator[Caution]:
         range_words = f"a task reward from {low:g} to {high:g}" + ("" if plan.reward_range else " (assumed)")
         why = f"against {range_words} the KL is the greater part of the reward"
         remedy = "usual for a range of 1: .001 (Search-R1) to .05 (TRL)"
-        yield Caution("kl_coef", f"{plan.kl_coef:g}", why, remedy, f"{STUDY}: the run that was gamed had .3")
+        yield Caution("kl_coef", f"{plan.kl_coef:g}", why, remedy, f"{PILOT}; the run that was gamed had .3")
 
 
 def _learning_rate(plan: Plan) -> Iterator[Caution]:
@@ -145,18 +146,19 @@ def _earlier_runs(plan: Plan, target_kl: float) -> Iterator[Caution]:
 
 def _warmup(plan: Plan) -> Iterator[Caution]:
     steps, total = plan.planned_warmup, plan.total_steps
-    if plan.untuned_warmup is not None and plan.untuned_warmup > total:
-        length = f"{plan.untuned_updates} updates, here {plan.untuned_warmup} steps"
-        why = f"the untuned linear warmup, 2/(1-beta2), is {length}; the run has {total}"
-        remedy = "do not take its length from that rule; or a smaller beta2, such as .95 (40 updates)"
-        yield Caution("beta2", f"{plan.beta2:g}", why, remedy, UNTUNED)
     if (plan.warmup_steps or 0) > 0 and plan.warmup_ratio:
         value = f"{plan.warmup_steps} steps and ratio {plan.warmup_ratio:g}"
         why = f"both are given; the steps win over the ratio's {int(plan.warmup_ratio * total)}"
         yield Caution("warmup", value, why, "give one", "verl, transformers")
-    if steps >= _LONG * total:
+    if plan.untuned_warmup and steps >= max(_NEARLY * plan.untuned_warmup, total):
+        why = (
+            f"as long as the untuned rule has it, 2/(1-beta2) = {plan.untuned_updates} updates, beyond the run's end at"
+        )
+        why += f" {total}: the lr never comes to its peak"
+        yield Caution("warmup", f"{steps} steps", why, "the advised warmup; that rule is for long runs", UNTUNED)
+    elif steps >= _LONG * total:
         why = f"the peak is reached in step {steps} of {total}, so {max(total - steps, 0)} steps are left at it"
-        yield Caution("warmup", f"{steps} steps", why, "a longer run, a lower peak, or the advised warmup", STUDY)
+        yield Caution("warmup", f"{steps} steps", why, "a longer run, a lower peak, or the advised warmup", PILOT)
     if steps > 1 and plan.host != "transformers":  # there the built-in ramp is replaced
         why = "it lies under ours: two ramps multiply, and the lr rises as the square"
         yield Caution("warmup", f"{steps} steps", why, "set the schedule's own warmup to 0", "README")
@@ -171,4 +173,4 @@ def _measurement(plan: Plan) -> Iterator[Caution]:
     why = f"a KL taken in the loop, before each update (actor/ppo_kl, approxkl_avg), {reads}"
     remedy = "measure it after the last mini-batch (then say kl_source post_update)"
     remedy += ", or report kl_source='in_loop'" if updates > 1 else ""
-    yield Caution("epochs x mini_batches", value, why, remedy, STUDY)
+    yield Caution("epochs x mini_batches", value, why, remedy, PILOT)

@@ -23,8 +23,9 @@ class Caution(NamedTuple):
     source: str
 
 
-STUDY = "our feasibility study: LM-PPO, 25k parameters, two tasks, 3 or 4 seeds"
-PROBE = "our probe study: 68k parameters, 2 or 3 seeds"
+STUDY = "stability study, docs/study.md"
+PILOT = "pilot runs of PPO, not kept here: 25k parameters, two tasks, 3 or 4 seeds"
+PROBE = "pilot runs of the probe, not kept here: 68k parameters, 2 or 3 seeds"
 JUDGEMENT = "judgement: not measured"
 UNTUNED = "Ma & Yarats 2021, arXiv 1910.04209"
 KL_BLOG = "Schulman 2020, Approximating KL Divergence, joschu.net/blog/kl-approx.html"

@@ -27,8 +27,9 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the log, again and again."""
     needs("rich")
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     from adaptive_warmup import history
     from adaptive_warmup.watch import view
@@ -39,7 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = Console()
     shown = "no step yet"
+    states = history.follow(arguments.log, wait)
     with Live(shown, console=console, auto_refresh=False) as live:
-        for state in history.follow(arguments.log, wait):
-            live.update(view(state) if state.steps else shown, refresh=True)
+        for state in states:
+            odd = [Text(state.problem, "dim")] if state.problem else []
+            live.update(Group(view(state), *odd), refresh=True)
+    if not console.is_terminal:
+        console.print()  # what was shown is left without the end of its last line
     return 0

@@ -69,20 +69,23 @@ def run(arm: Arm, settings: Settings, folder: Path, tell: Callable[[Progress], N
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     torch.set_num_threads(1)  # the arms share the machine
     quiet()
-    ppo = _ppo(arm, settings)
+    about: dict[str, Any] = {
+        "arm": arm.name,
+        "lr": settings.lr,
+        "task": settings.task,
+        "seed": settings.seed,
+        "steps": settings.steps,
+    }
+    log = DecisionLog(folder / f"{arm.slug}.jsonl", **about)
+    ppo = _ppo(arm, settings, log)
     scheduler = ppo.scheduler
     assert isinstance(scheduler, AdaptiveWarmup)
-    regulator = scheduler.regulators[0]
-    about = {"arm": arm.name, "lr": settings.lr, "task": settings.task, "seed": settings.seed, "steps": settings.steps}
-    with DecisionLog(folder / f"{arm.slug}.jsonl", regulator.config, **about) as log:
-        for step, metrics in enumerate(ppo.run(settings.steps, progress=False)):
-            if (parent := multiprocessing.parent_process()) and not parent.is_alive():
-                return  # killed, it could not end us
-            last = step + 1 == settings.steps
-            evaluation = {"evaluation": ppo.evaluate(_EVALUATION, seed=settings.seed + 1)} if last else {}
-            log.write(regulator, lr=metrics["lr"], **evaluation)
-            now = regulator.decision
-            tell(Progress(arm.name, step, metrics["lr"], metrics["objective/scores"], now.phase, now.reasons[0]))
+    for step, metrics in enumerate(ppo.run(settings.steps, progress=False)):
+        if (parent := multiprocessing.parent_process()) and not parent.is_alive():
+            return  # killed, it could not end us
+        now = scheduler.decision
+        tell(Progress(arm.name, step, metrics["lr"], metrics["objective/scores"], now.phase, now.reasons[0]))
+    log.add(evaluation=ppo.evaluate(_EVALUATION, seed=settings.seed + 1))
 
 
 def quiet() -> None:
@@ -92,13 +95,13 @@ def quiet() -> None:
     words.disable_progress_bar()
 
 
-def _ppo(arm: Arm, settings: Settings) -> PPO:
+def _ppo(arm: Arm, settings: Settings, log: DecisionLog) -> PPO:
     task = make(settings.task)
     policy, tokenizer = reference(task, settings.size)
     config = PPOConfig(learning_rate=settings.lr, kl_coef=0.02, max_response_tokens=64, seed=settings.seed)
     warmups = [math.ceil(ratio * settings.steps) for ratio in (arm.ratio, _VALUE_RATIO)]
 
     def warmup(optimizer: torch.optim.Optimizer) -> AdaptiveWarmup:
-        return AdaptiveWarmup(optimizer, warmup_steps=warmups, law=[arm.law, "linear"])
+        return AdaptiveWarmup(optimizer, warmup_steps=warmups, law=[arm.law, "linear"], log=log)
 
     return PPO(config, policy, copy.deepcopy(policy), task, tokenizer, scheduler=warmup)

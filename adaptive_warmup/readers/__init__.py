@@ -11,10 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from adaptive_warmup.lines import Notes, lines
 from adaptive_warmup.readers import console, decision_log, event_files, json_document, json_lines, table, wandb_run
 from adaptive_warmup.readers.collect import Collector
 from adaptive_warmup.readers.past import Column, Past, Taken
-from adaptive_warmup.readers.rows import Notes, Row, lines
+from adaptive_warmup.readers.rows import Row
 
 __all__ = ["FORMATS", "Column", "Found", "Past", "Taken", "read"]
 

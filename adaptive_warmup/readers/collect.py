@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from adaptive_warmup.lines import Notes, number
 from adaptive_warmup.readers import keys
 from adaptive_warmup.readers.past import Past, Series, assemble
-from adaptive_warmup.readers.rows import LINE_NUMBER, STEP_KEYS, Notes, Row, number
+from adaptive_warmup.readers.rows import LINE_NUMBER, STEP_KEYS, Row
 
 _MOST_ROWS = 1_000_000
 _MOST_NAMES = 1000
@@ -27,6 +28,7 @@ class Collector:
         self._doubles: dict[str, str] = {}
         self._stores: dict[str, dict[str, Series]] = {}  # one for each way of counting steps
         self._rows: dict[str, int] = {}
+        self._places: dict[str, str] = {}  # the first of each
 
     def add(self, row: Row) -> bool:
         """Take in a row; False when it is enough."""
@@ -35,11 +37,14 @@ class Collector:
         if step is None:
             return True
         store = self._stores.setdefault(row.step_key, {})
+        if row.anew:
+            self._rewind(store, step, row.place)
         for name, plain in known:
             value = self._number(name, row)
             if value is not None:
                 self._append(store.setdefault(plain, Series(name)), name, step, value, row.place)
         self._rows[row.step_key] = self._rows.get(row.step_key, 0) + 1
+        self._places.setdefault(row.step_key, row.place)
         if self._rows[row.step_key] < _MOST_ROWS:
             return True
         self._notes.add(f"{_MOST_ROWS:,} steps are read: the rest is left out", row.place)
@@ -92,11 +97,17 @@ class Collector:
         series.steps.append(step)
         series.values.append(value)
 
+    def _rewind(self, store: dict[str, Series], step: int, place: str) -> None:
+        if sum(series.rewind(step) for series in store.values()):
+            what = f"the run goes on at step {step}: what was logged before of it and of later steps is superseded"
+            self._notes.add(what, place)
+
     def _chosen(self) -> dict[str, Series]:
         """The rows that count steps in the surest way; those that count otherwise cannot be brought in line."""
         order = [name for name in (*STEP_KEYS, LINE_NUMBER) if name in self._stores]
         for name in order[1:]:
-            self._notes.add(f"{self._rows[name]} rows count steps by {name}, not by {order[0]}: left out")
+            rows = f"{self._rows[name]} rows, the first at {self._places[name]},"
+            self._notes.add(f"{rows} count steps by {name}, not by {order[0]}: left out")
         if order[:1] == [LINE_NUMBER]:
             self._notes.add(f"no step is given ({', '.join(STEP_KEYS)}): lines are counted instead")
         return self._stores[order[0]] if order else {}

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from adaptive_warmup.readers.rows import Line, Notes, Row, lines
+from adaptive_warmup.lines import Line, Notes, lines
+from adaptive_warmup.readers.rows import Row
 
 NAME = "verl's console log"
 _STEP = re.compile(r"(?:^|[\s)\]m])step:(\d+) - ")

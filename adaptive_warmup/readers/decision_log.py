@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from adaptive_warmup import history
-from adaptive_warmup.controller import Config, start
-from adaptive_warmup.readers.rows import Notes, Row
+from adaptive_warmup import controller, history
+from adaptive_warmup.controller import Config, State
+from adaptive_warmup.lines import Notes
+from adaptive_warmup.readers.rows import Row
+from adaptive_warmup.signals import Signals
 
 NAME = "a decision log of adaptive-warmup"
 
@@ -22,27 +25,39 @@ def recognises(path: Path, head: list[str]) -> bool:
 
 
 def rows(path: Path, notes: Notes) -> Iterator[Row]:
-    """One row for each step."""
-    run = history.read(path)
-    if run.problem:
-        notes.add(run.problem)
-    same = sum(step["next"] == decision.factor for step, decision in zip(run.steps, history.replay(run), strict=True))
-    notes.add(f"with the settings in the log, {same} of its {len(run.steps)} decisions come out the same")
-    for index, step in enumerate(run.steps):
-        signals = {f"signals/{name}": value for name, value in step["signals"].items() if name != "kl_source"}
-        if "signals/kl" in signals:
-            source = step["signals"].get("kl_source", "post_update")
-            signals[f"signals/kl:{source}"] = signals.pop("signals/kl")
-        yield Row(step["step"], "step", {"signals/lr": step["lr"], **signals}, f"line {index + 2}")
+    """One row for each step, and a note on whether its decisions come out the same."""
+    state: State | None = None
+    config, anew, steps, same = Config(1), False, 0, 0
+    for item in history.items(path, notes):
+        if isinstance(item, history.Start):
+            config, state, anew = item.config, item.state, True
+        elif state and "next" in item.content:
+            step = item.content
+            state, decision = controller.step(config, state, Signals(**step["signals"]))
+            steps, same = steps + 1, same + (decision.factor == step["next"])
+            yield Row(step["step"], "step", _values(step), item.place, anew)
+            anew = False
+    notes.add(f"with the settings in the log, {same} of its {steps} decisions come out the same")
 
 
 def settings(path: Path) -> tuple[Config, float | None]:
     """The controller's settings, and the lr at factor 1 where the log tells: that of a step at a known factor."""
-    run = history.read(path)
-    factor = start(run.config).factor
-    for step in run.steps:
-        fraction = factor * step["signals"].get("lr_scale", 1.0)
-        if fraction > 0.0 and step["lr"] > 0.0:
-            return run.config, step["lr"] / fraction
-        factor = step["next"]
-    return run.config, None
+    config, factor = Config(1), 0.0
+    for item in history.items(path, Notes()):
+        if isinstance(item, history.Start):
+            config, factor = item.config, item.state.factor
+        elif "next" in item.content:
+            step = item.content
+            fraction = factor * step["signals"].get("lr_scale", 1.0)
+            if fraction > 0.0 and step["lr"] > 0.0:
+                return config, step["lr"] / fraction
+            factor = step["next"]
+    return config, None
+
+
+def _values(step: dict[str, Any]) -> dict[str, object]:
+    signals = {f"signals/{name}": value for name, value in step["signals"].items() if name != "kl_source"}
+    if "signals/kl" in signals:
+        source = step["signals"].get("kl_source", "post_update")
+        signals[f"signals/kl:{source}"] = signals.pop("signals/kl")
+    return {"signals/lr": step["lr"], **signals}

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adaptive_warmup.readers.rows import Notes, Row, progress
+from adaptive_warmup.lines import Notes, progress
+from adaptive_warmup.readers.rows import Row
 
 NAME = "TensorBoard event files"
 _MARK = "tfevents"

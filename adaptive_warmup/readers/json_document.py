@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from adaptive_warmup.readers.rows import Notes, Row, progress, row
+from adaptive_warmup.lines import Notes, progress
+from adaptive_warmup.readers.rows import Row, row
 
 NAME = "a JSON document (trainer_state.json)"
 _CHUNK = 1 << 16

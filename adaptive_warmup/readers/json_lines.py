@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adaptive_warmup.readers.rows import Notes, Row, lines, row
+from adaptive_warmup.lines import Notes, lines
+from adaptive_warmup.readers.rows import Row, row
 
 NAME = "JSON lines"
 

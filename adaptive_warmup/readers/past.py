@@ -69,6 +69,14 @@ class Series:
     steps: array[int] = field(default_factory=lambda: array("q"))
     values: array[float] = field(default_factory=lambda: array("d"))
 
+    def rewind(self, step: int) -> int:
+        """Drop what was said last of `step` and later ones; how much that was."""
+        before = len(self.steps)
+        while self.steps and self.steps[-1] >= step:
+            self.steps.pop()
+            self.values.pop()
+        return before - len(self.steps)
+
     def ordered(self) -> _Ordered:
         """In the order of the steps, the last value of each."""
         steps, values = np.frombuffer(self.steps, np.int64), np.frombuffer(self.values, np.float64)

@@ -1,16 +1,9 @@
-"""What every reader yields, and how text is read: line by line, in bounded memory, with a word about what is odd."""
+"""What every reader yields, and where it finds the step."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
-
-_LONGEST = 1 << 24  # characters; a longer line is no line of a log
-_PLACES = 3  # of one oddity that are named, the rest are counted
 
 # Where a row says its step, the surest first: W&B's own _step counts calls of log, not steps of training.
 STEP_KEYS = ("train/global_step", "trainer/global_step", "global_step", "step", "Step", "_step")
@@ -18,67 +11,20 @@ LINE_NUMBER = "line number"  # the last resort
 
 
 class Row(NamedTuple):
-    """What was logged at once: the step, the name it was found under, the values as they were found, and the place."""
+    """What was logged at once.
+
+    Attributes:
+        step: as it was found, and the name that it was found under.
+        values: as they were found.
+        place: for messages.
+        anew: whether the run begins, or goes on, here: what was logged at this step and later ones is superseded.
+    """
 
     step: object
     step_key: str
     values: Mapping[str, object]
     place: str
-
-
-class Notes:
-    """What was odd about a file, each kind said once with its first places."""
-
-    def __init__(self) -> None:
-        self._places: dict[str, list[str]] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, what: str, place: str = "") -> None:
-        """Note one case; again the same `what` at the same place is one case."""
-        places = self._places.setdefault(what, [])
-        if place and places and places[-1] == place:
-            return
-        self._counts[what] = self._counts.get(what, 0) + 1
-        if place and len(places) < _PLACES:
-            places.append(place)
-
-    def sentences(self) -> list[str]:
-        """One sentence for each kind."""
-        return [self._sentence(what, places) for what, places in self._places.items()]
-
-    def _sentence(self, what: str, places: list[str]) -> str:
-        more = self._counts[what] - len(places)
-        where = ", ".join(places) + (f" and {more} more" if places and more else "")
-        return f"{where}: {what}" if where else what
-
-
-class Line(NamedTuple):
-    """A line of text without its end; `whole` unless the file broke off in it."""
-
-    number: int
-    text: str
-    whole: bool
-
-    @property
-    def place(self) -> str:
-        """For messages."""
-        return f"line {self.number}"
-
-
-def lines(path: Path, notes: Notes) -> Iterator[Line]:
-    """The lines of a text file, one in memory at a time."""
-    with path.open("rb") as file, progress(path.stat().st_size) as advance:
-        number = 0
-        while raw := file.readline(_LONGEST):
-            number += 1
-            advance(len(raw))
-            if len(raw) == _LONGEST and not raw.endswith(b"\n"):
-                notes.add("longer than 16 MB, left out", f"line {number}")
-                while (rest := file.readline(_LONGEST)) and not rest.endswith(b"\n"):
-                    advance(len(rest))
-                continue
-            text = raw.decode("utf-8", "replace").rstrip("\r\n")
-            yield Line(number, text.removeprefix("\ufeff"), raw.endswith(b"\n"))
+    anew: bool = False
 
 
 def row(content: Mapping[str, object], place: str, number: int) -> Row:
@@ -90,29 +36,3 @@ def row(content: Mapping[str, object], place: str, number: int) -> Row:
             if holder.get(name) not in (None, ""):
                 return Row(holder[name], name, values, place)
     return Row(number, LINE_NUMBER, values, place)
-
-
-def number(value: object) -> float | None:
-    """A float from a number or its text, NaN and Infinity included; None for what is no number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None
-    except OverflowError:  # a whole number too large for a float
-        return math.inf
-
-
-@contextlib.contextmanager
-def progress(total: int) -> Iterator[Callable[[int], object]]:
-    """A bar over `total` bytes on a terminal's stderr, once it has taken two seconds; nothing elsewhere."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield lambda size: None
-        return
-    with tqdm(
-        total=total, unit="B", unit_scale=True, delay=2.0, disable=None, leave=False, desc="reading", file=sys.stderr
-    ) as bar:
-        yield bar.update

@@ -6,7 +6,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from adaptive_warmup.readers.rows import Notes, Row, lines, number, row
+from adaptive_warmup.lines import Notes, lines, number
+from adaptive_warmup.readers.rows import Row, row
 
 NAME = "a table"
 _DELIMITERS = ",\t;"

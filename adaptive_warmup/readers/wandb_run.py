@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from adaptive_warmup.readers.rows import Notes, Row, progress, row
+from adaptive_warmup.lines import Notes, progress
+from adaptive_warmup.readers.rows import Row, row
 
 NAME = "a W&B run file"
 _HEADER = b":W&B"
