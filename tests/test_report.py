@@ -44,11 +44,10 @@ def test_outcome_in_words(tmp_path: Path) -> None:
     warm = report.in_words(logged(tmp_path / "warm.jsonl", RISING, Config(20), bears=5.0))
     fixed = report.in_words(logged(tmp_path / "fixed.jsonl", RISING, Config(20, law="linear")))
     assert held == (
-        "nominal 20 steps; never at the peak; lr up to 3.00e-03, around 3.00e-03 at the end:"
-        " this run bears about 3.00e-03, 30 % of the peak"
+        "nominal 20 steps; not warm by step 99; held at 30 % of the peak from step 2: this run bears at most 3.0e-3"
     )
-    assert warm == "nominal 20 steps; at the peak after 5; lr up to 1.00e-02, around 1.00e-02 at the end"
-    assert fixed == "fixed linear warmup of 20 steps; lr up to 1.00e-02, around 1.00e-02 at the end"
+    assert warm == "nominal 20 steps; warm after 5"
+    assert fixed == "fixed linear warmup of 20 steps; warm after 20"
 
 
 def test_a_run_without_rewards_or_evaluation_is_reported_too(tmp_path: Path) -> None:
