@@ -41,5 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     shown = "no step yet"
     with Live(shown, console=console, auto_refresh=False) as live:
         for state in history.follow(arguments.log, wait):
-            live.update(view(state) if state.steps else shown, refresh=True)
+            live.update(view(state, console.width) if state.steps else shown, refresh=True)
+    if not console.is_terminal:
+        console.print()  # where it leaves the last line open
     return 0

@@ -109,15 +109,16 @@ def _events(run: Run, name: str) -> str:
 def _data(told: Story) -> dict[str, Any]:
     """What the page's script draws."""
     plain = asdict(told)
-    steps = [step for panel in told.panels for line in panel.lines for step in line.steps if not math.isnan(step)]
-    room = max(0.02 * (max(steps) - min(steps)), 0.5)
+    first = min(spans[0].start for spans in told.spans)
+    end = max(spans[-1].end for spans in told.spans)
+    room = 0.02 * (end - first)
     return plain | {
         "colours": [colour(i) for i in range(len(told.names))],
         "symbols": [_SYMBOLS[i % len(_SYMBOLS)][0] for i in range(len(told.names))],
         "dashes": _DASHES,
         "widths": WIDTHS,
         "phases": {name: [PHASE_COLOURS[name], _PATTERNS[name], words] for name, words in PHASES.items()},
-        "range": [min(steps) - room, max(steps) + room],
+        "range": [first - room, end - 1 + room],
     }
 
 

@@ -53,7 +53,6 @@ class Mark:
     step: int
     value: float
     kind: Literal["rise", "fall", "alarm"]
-    text: str
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _kl(runs: Sequence[Run]) -> Panel:
 def _task(runs: Sequence[Run]) -> Panel:
     signal = "task_reward", "Task reward", "the task's units"
     what, guide = "Mean score of the step's rollout, without the KL.", "Dashed: a smoothed level below is a score drop."
-    return _signal(runs, signal, what, guide, bound="a drop, if the level is below", alarm="score_drop")
+    return _signal(runs, signal, what, guide, bound="drop below", alarm="score_drop")
 
 
 def _kl_reward(runs: Sequence[Run]) -> Panel:
@@ -232,5 +231,5 @@ def _events(i: int, run: Run, key: str = "lr", alarm: str | None = None) -> list
         value = run.steps[event.row]["lr"] if key == "lr" else run.signal(key)[event.row]
         if is_finite(value) and (alarm is None or alarm in [name for name, _ in event.alarms]):
             kind: Literal["rise", "fall", "alarm"] = "fall" if event.phase == "backing_off" else "rise"
-            found.append(Mark(i, event.step, value, "alarm" if event.alarms else kind, "\n".join(note(run, event.row))))
+            found.append(Mark(i, event.step, value, "alarm" if event.alarms else kind))
     return found

@@ -41,9 +41,9 @@ def save(path: Path, runs: Sequence[Run], title: str) -> None:
     figure.subplots_adjust(left=0.08, right=0.98, top=1 - (top + 0.85) / height, bottom=0.5 / height, hspace=0.45)
     _head(figure, title, words, height)
     for panel, ax in zip(told.panels, axes, strict=False):
-        _draw(ax, panel, told.names)
+        _draw(ax, panel)
     _phases(axes[-1], told)
-    _legend(figure, axes[0], told, 1 - top / height)
+    _legend(figure, told, 1 - top / height)
     figure.savefig(path, dpi=150)
 
 
@@ -62,14 +62,14 @@ def _literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _draw(ax: Axes, panel: Panel, names: Sequence[str]) -> None:
+def _draw(ax: Axes, panel: Panel) -> None:
     ax.set_title(panel.title, loc="left", fontsize=10.5, weight="bold", color=_INK, pad=17)
     ax.text(0, 1.025, panel.caption, transform=ax.transAxes, fontsize=8, color=_SOFT, va="bottom")
     ax.set_ylabel(panel.unit, fontsize=8, color=_SOFT)
     if panel.log:
         ax.set_yscale("log")
     for line in panel.lines:
-        _curve(ax, line, names[line.run])
+        _curve(ax, line)
     for mark in panel.marks:
         ax.plot([mark.step], [mark.value], _MARKS[mark.kind], zorder=3, color=colour(mark.run),
                 markeredgecolor="white", markersize=8 if mark.kind == "alarm" else 6)  # fmt: skip
@@ -78,10 +78,10 @@ def _draw(ax: Axes, panel: Panel, names: Sequence[str]) -> None:
     _plain(ax)
 
 
-def _curve(ax: Axes, line: Line, name: str) -> None:
+def _curve(ax: Axes, line: Line) -> None:
     (drawn,) = ax.plot(line.steps, line.values, _DASHES[line.role], color=colour(line.run), linewidth=WIDTHS[line.role])
     if line.role == "value":
-        drawn.set(label=name, marker=_SYMBOLS[line.run % len(_SYMBOLS)], markersize=4)
+        drawn.set(marker=_SYMBOLS[line.run % len(_SYMBOLS)], markersize=4)
         drawn.set_markevery(max(len(line.steps) // 15, 1))
 
 
@@ -103,10 +103,12 @@ def _phases(ax: Axes, told: Story) -> None:
     _plain(ax)
 
 
-def _legend(figure: Figure, ax: Axes, told: Story, top: float) -> None:
-    handles, _ = ax.get_legend_handles_labels()
-    labels = [_literal(name) for name in told.names]
-    figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.015, top), ncols=4, frameon=False, fontsize=9)
+def _legend(figure: Figure, told: Story, top: float) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour(i), marker=_SYMBOLS[i % len(_SYMBOLS)], label=_literal(name))
+               for i, name in enumerate(told.names)]  # fmt: skip
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.015, top), ncols=4, frameon=False, fontsize=9)
 
 
 def _plain(ax: Axes) -> None:

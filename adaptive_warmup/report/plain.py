@@ -13,6 +13,7 @@ from adaptive_warmup.report.panels import Line, Panel, Role, Story, story
 from adaptive_warmup.report.summary import COLUMNS, in_words, outcome, short
 
 _ROWS = {"lr": 11, "kl": 9, "task_reward": 7}  # the panels that are drawn, and how high
+_NARROWEST = 76  # what the table and the key of the phases take
 _MARGIN = 9  # columns for the axis
 _MOST_EVENTS = 10  # listed for a run
 _GUIDES: dict[Role, str] = {"nominal": ".", "ceiling": "^", "bound": "-"}
@@ -20,11 +21,11 @@ _PHASES = {"warmup": "w", "at_ceiling": "c", "done": "d", "holding": "h", "backi
 
 
 def text(runs: Sequence[Run], width: int = 80) -> str:
-    """The report on runs of one step or more, in lines of `width` characters or less."""
-    told = story(runs)
+    """The report on runs of one step or more, in lines of `width` characters or less, or of 76."""
+    told, width = story(runs), max(width, _NARROWEST)
     letters = [chr(ord("A") + i % 26) for i in range(len(runs))] if len(runs) > 1 else ["o"]
     spread = _Spread(told, width - _MARGIN)
-    parts: list[Iterable[str]] = [[reading.in_common(runs)]] if reading.in_common(runs) else []
+    parts: list[Iterable[str]] = [textwrap.wrap(reading.in_common(runs), width)] if len(runs[0].about) else []
     parts += [_words(runs, told, letters, width)]
     parts += [_table(runs, told, letters)] if len(runs) > 1 else []
     for panel in told.panels:
@@ -111,7 +112,9 @@ def _axis(spread: _Spread) -> str:
 def _strips(runs: Sequence[Run], told: Story, letters: Sequence[str], spread: _Spread) -> Iterator[str]:
     """Per run the phases, and below them where an alarm was on."""
     seen = {span.phase for spans in told.spans for span in spans}
-    yield "Phases: " + ", ".join(f"{sign} {phase}" for phase, sign in _PHASES.items() if phase in seen) + "; ! alarm"
+    key = ["Phases", *(f"{sign} {phase}" for phase, sign in _PHASES.items() if phase in seen)]
+    rung = any(step.get("alarms") for run in runs for step in run.steps)
+    yield "  ".join([*key, "! alarm"] if rung else key)
     for run, spans, letter in zip(runs, told.spans, letters, strict=True):
         line, alarm = [" "] * spread.columns, [" "] * spread.columns
         for start, end, phase in spans:
@@ -136,7 +139,8 @@ def _events(run: Run, name: str, width: int) -> Iterator[str]:
         changes = changes[: room // 3] + changes[len(changes) - (room - room // 3) :]
     shown = sorted([*alarms, *changes])
     left = f", {len(shown)} of {len(found)}" if len(shown) < len(found) else ""
-    yield f"{name}: decisions that changed the phase, and alarms{left}" if found else f"{name}: no change of phase"
+    head = f"{name}: decisions that changed the phase, and alarms{left}" if found else f"{name}: no change of phase"
+    yield from textwrap.wrap(head, width)
     for event in shown:
         said = [f"{event.step:6}  {event.phase:11}  {event.reasons[0] if event.reasons else ''}"]
         said += [f"{'':6}  ! {alarm}: {message}" for alarm, message in event.alarms]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 
 from adaptive_warmup.history import Run
 from adaptive_warmup.report.reading import adapts, bears, gaps
@@ -99,9 +100,9 @@ def _held(run: Run) -> Iterator[str]:
     held = [i for i in range(begin, len(run.steps)) if run.steps[i]["phase"] != "warmup"]
     if not held or len(run.steps) - held[0] < min(_SMOOTH, len(run.steps)):
         return
-    shares = [step["next"] for step in run.steps[held[0] :]]
-    least, most = min(shares), max(shares)
-    share = f"{_percent(least)[:-2]} to {_percent(most)}" if most > _STEADY * least else _percent(_mean(shares))
+    shares = sorted(step["next"] for step in run.steps[held[0] :])
+    least, most = shares[len(shares) // 10], shares[-1 - len(shares) // 10]  # not the way down, nor single steps
+    share = f"{_percent(least)[:-2]} to {_percent(most)}" if most > _STEADY * least else _percent(median(shares))
     borne = [lr for lr in bears(run)[-_SMOOTH:] if not math.isnan(lr)]
     words = f": this run bears at most {short(_mean(borne))}" if borne else ""
     yield f"held at {share} of the peak from step {run.steps[held[0]]['step']}{words}"
