@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,16 @@ def test_the_plain_view_fits_and_is_ascii(tmp_path: Path, width: int) -> None:
         assert max(map(len, text.splitlines())) <= width
         assert "held at" in " ".join(text.split())
         assert "! score_drop: the task reward is at" in " ".join(text.split())
+
+
+def test_more_steps_than_columns_and_more_than_a_few_thousand(tmp_path: Path) -> None:
+    """An alarm at every step, too: nothing may grow with the square of the run."""
+    few = logged(tmp_path / "run.jsonl", COLLAPSING, Config(20)).steps
+    steps = [few[-1] | {"step": t, "phase": few[t % 2]["phase"]} for t in range(20_000)]
+    begin = time.monotonic()
+    text = plain.text([Run(Config(20), {}, steps)])
+    assert time.monotonic() - begin < 20
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_plain_chart_of_hand_checkable_numbers(tmp_path: Path) -> None:

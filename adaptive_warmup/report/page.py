@@ -63,7 +63,7 @@ def _table(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _switch(i: int, name: str) -> str:
-    line = f'<b class="line" style="color:{colour(i)}" aria-hidden="true">━{_SYMBOLS[i % len(_SYMBOLS)][1]}━</b>'
+    line = f'<b class="swatch" style="color:{colour(i)}" aria-hidden="true">━{_SYMBOLS[i % len(_SYMBOLS)][1]}━</b>'
     return f'<label><input type="checkbox" checked data-run="{i}">{line}{escape(name)}</label>'
 
 

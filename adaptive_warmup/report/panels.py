@@ -19,6 +19,7 @@ from adaptive_warmup.report.reading import Span, adapts
 from adaptive_warmup.signals import KLSource, Signals, kl_on_target
 
 Role = Literal["value", "nominal", "ceiling", "bound"]
+_MOST_MARKS = 100  # of a run on a panel: where the phase changes more often, only alarms are marked
 _KL_WORDS: dict[KLSource, str] = {
     "post_update": "k3, the policy before the step against after it",
     "probe": "exact, the policy before the step against after it",
@@ -226,9 +227,12 @@ def _append(line: Line, step: float, value: float, row: int) -> None:
 
 def _events(i: int, run: Run, key: str = "lr", alarm: str | None = None) -> list[Mark]:
     """All events on the lr; on a signal, where its own alarm set in."""
-    found = []
-    for event in reading.events(run):
-        value = run.steps[event.row]["lr"] if key == "lr" else run.signal(key)[event.row]
+    found, events = [], reading.events(run)
+    if len(events) > _MOST_MARKS:
+        events = [event for event in events if event.alarms]
+    values = [step["lr"] for step in run.steps] if key == "lr" else run.signal(key)
+    for event in events:
+        value = values[event.row]
         if is_finite(value) and (alarm is None or alarm in [name for name, _ in event.alarms]):
             kind: Literal["rise", "fall", "alarm"] = "fall" if event.phase == "backing_off" else "rise"
             found.append(Mark(i, event.step, value, "alarm" if event.alarms else kind))

@@ -70,9 +70,11 @@ def _draw(ax: Axes, panel: Panel) -> None:
         ax.set_yscale("log")
     for line in panel.lines:
         _curve(ax, line)
-    for mark in panel.marks:
-        ax.plot([mark.step], [mark.value], _MARKS[mark.kind], zorder=3, color=colour(mark.run),
-                markeredgecolor="white", markersize=8 if mark.kind == "alarm" else 6)  # fmt: skip
+    for run, kind in {(mark.run, mark.kind) for mark in panel.marks}:
+        at = [(mark.step, mark.value) for mark in panel.marks if (mark.run, mark.kind) == (run, kind)]
+        steps, values = zip(*at, strict=True)
+        ax.plot(steps, values, _MARKS[kind], zorder=3, color=colour(run), markeredgecolor="white",
+                markersize=8 if kind == "alarm" else 7)  # fmt: skip
     if panel.window:
         ax.set_ylim(*panel.window)
     _plain(ax)
@@ -90,9 +92,10 @@ def _phases(ax: Axes, told: Story) -> None:
 
     seen = {span.phase for spans in told.spans for span in spans}
     for row, spans in enumerate(told.spans):
-        for start, end, phase in spans:
-            ax.broken_barh([(start, end - start)], (-row - 0.3, 0.6), facecolor=PHASE_COLOURS[phase],
-                           hatch=_HATCHES[phase], edgecolor="#0005", linewidth=0)  # fmt: skip
+        for name in seen:
+            bars = [(start, end - start) for start, end, phase in spans if phase == name]
+            ax.broken_barh(bars, (-row - 0.3, 0.6), facecolor=PHASE_COLOURS[name], hatch=_HATCHES[name],
+                           edgecolor="#0005", linewidth=0)  # fmt: skip
     ax.set_yticks([-row for row in range(len(told.names))], [_literal(name) for name in told.names])
     ax.set_ylim(-len(told.names) + 0.4, 0.6)
     ax.set_title("Phases", loc="left", fontsize=10.5, weight="bold", color=_INK)

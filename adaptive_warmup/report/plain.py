@@ -122,8 +122,8 @@ def _strips(runs: Sequence[Run], told: Story, letters: Sequence[str], spread: _S
                 line[column] = _PHASES[phase]
         for step in run.steps:
             if step.get("alarms"):
-                first = spread.column(step["step"])
-                alarm[first : spread.column(step["step"] + 1)] = "!" * max(spread.column(step["step"] + 1) - first, 1)
+                for column in range(spread.column(step["step"]), spread.column(step["step"] + 0.5) + 1):
+                    alarm[column] = "!"
         yield f"{letter:>{_MARGIN - 2}}  {''.join(line)}"
         if "!" in alarm:
             yield " " * _MARGIN + "".join(alarm)
