@@ -256,6 +256,16 @@ def test_plain_goes_through_a_pipe_and_writes_no_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    logged(tmp_path / "a.jsonl", RISING, Config(20))
+    command = [sys.executable, "-m", "adaptive_warmup", "report", str(tmp_path / "a.jsonl"), "--plain"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.close()
+    assert (running.wait(60), running.stderr.read()) == (0, "")
+
+
 def test_one_bad_log_does_not_cost_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logged(tmp_path / "good.jsonl", RISING, Config(20))
     (tmp_path / "foreign.jsonl").write_text('{"step": 1, "loss": 2}\n')

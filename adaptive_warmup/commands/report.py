@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not runs:
         raise ValueError("nothing to draw: no log holds a step.")
     if arguments.plain:
-        print(plain.text(runs, min(shutil.get_terminal_size((80, 24)).columns, _WIDEST)), end="")
+        print(plain.text(runs, min(shutil.get_terminal_size((80, 24)).columns, _WIDEST)), end="", flush=True)
     if output:
         report.write(output, runs)
         print(output, file=sys.stderr if arguments.plain else sys.stdout)
