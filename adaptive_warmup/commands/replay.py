@@ -196,16 +196,17 @@ def _was(moment: Moment, after: float, peak: float) -> dict[str, Any]:
             "reasons": ()}  # fmt: skip
 
 
-def _reported(moment: Moment) -> dict[str, float]:
+def _reported(moment: Moment) -> dict[str, Any]:
     from adaptive_warmup.signals import NAMES
 
     pairs = ((name, getattr(moment.signals, name)) for name in NAMES)
-    return {name: value for name, value in pairs if value is not None and math.isfinite(value)}
+    found = {name: value for name, value in pairs if value is not None and math.isfinite(value)}
+    return {**found, "kl_source": moment.signals.kl_source}
 
 
 def _decided(moment: Moment, lr: float, gapless: bool) -> dict[str, Any]:
     decision = moment.decision
-    step = {"step": moment.step, "lr": lr, "signals": {}, "next": decision.factor, "phase": decision.phase,
-            "reasons": decision.reasons, "alarms": decision.alarms}  # fmt: skip
+    step = {"step": moment.step, "lr": lr, "signals": {"kl_source": moment.signals.kl_source}, "next": decision.factor,
+            "phase": decision.phase, "reasons": decision.reasons, "alarms": decision.alarms}  # fmt: skip
     # The report reads what the run bears off the step before, so it needs every step.
     return step | ({"ceiling": decision.ceiling} if decision.ceiling is not None and gapless else {})
