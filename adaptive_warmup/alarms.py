@@ -56,6 +56,13 @@ def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
     return after, tuple(alarm for alarm in found if alarm)
 
 
+def drop_bound(reward: Level) -> float:
+    """The level of the task reward below which a score drop is rung; NaN until the run's own noise is known."""
+    if not reward.settled:
+        return math.nan
+    return reward.best - max(_DROP * reward.error, _LOST * (reward.best - reward.low))
+
+
 def is_finite(x: float | None) -> TypeGuard[float]:
     """True for a reported value that arithmetic can be done on; squares of larger ones would overflow."""
     return x is not None and -_HUGE < x < _HUGE

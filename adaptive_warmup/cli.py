@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("adaptive_warmup").addHandler(logging.StreamHandler())  # ours only: others' words are theirs
     try:
         return int(arguments.run(arguments))
+    except BrokenPipeError:  # as under `| head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, ImportError, OSError) as error:
         print(f"adaptive-warmup: {error}", file=sys.stderr)
         return 2

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from adaptive_warmup.alarms import is_finite
+from adaptive_warmup.signals import KL_SCALE, kl_on_target
 from adaptive_warmup.statistics import Gain
 
 if TYPE_CHECKING:
     from adaptive_warmup.alarms import Alarm, Watch
     from adaptive_warmup.controller import Config, State
     from adaptive_warmup.signals import Signals
+    from adaptive_warmup.statistics import LogScale
 
 _FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
 _CUT = 0.5  # a score drop halves the factor ...
@@ -24,10 +26,6 @@ _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it las
 _NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
 _NO_UPDATE = 1e-6  # likewise where the user's schedule is this near to zero
 _CALM, _OUTLIER = 2.0, 4.0  # z of the grad norm up to which the pace is nominal, and from which the warmup waits
-
-# What each way of measuring reads where the post-update k3 reads 1. `in_loop` is blind to the last mini-batch's update
-# and so reads 3 to 38 times too low, by the number of mini-batches; `clip_fraction` at clip range 0.2.
-_SCALE = {"post_update": 1.0, "probe": 1.0, "in_loop": 0.1, "clip_fraction": 1.75}
 
 
 class Move(NamedTuple):
@@ -64,7 +62,7 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     kl = signals.kl
     hold = _hold(config, state, alarms)
     if is_finite(kl) and kl > _NO_MEASUREMENT and _NO_UPDATE < signals.lr_scale < 1.0 / _NO_UPDATE:
-        gain = _gain(state).update(kl / _SCALE[signals.kl_source], state.factor * signals.lr_scale)
+        gain = _gain(state).update(kl / KL_SCALE[signals.kl_source], state.factor * signals.lr_scale)
         ceiling = gain.factor_for(config.target_kl)
         move = _toward(config, state, gain, ceiling, kl, signals, hold)
     else:
@@ -99,6 +97,11 @@ def cut(config: Config, state: State, grad_norm: float) -> float:
     return max(math.exp(state.watch.grad_norm.mean - math.log(grad_norm)), config.floor)
 
 
+def outlying(grad_norm: LogScale) -> float:
+    """The norm from which an update is an outlier, and is cut; NaN until the run's own history tells."""
+    return grad_norm.at(_OUTLIER)
+
+
 def _gain(state: State) -> Gain:
     return Gain(state.law.get("gain", 0.0), int(state.law.get("count", 0)))
 
@@ -124,7 +127,7 @@ def _toward(
     want = math.log(ceiling / state.factor)
     step = max(min(want, 0.0 if hold else rise(config)), -_FALL)
     factor = min(state.factor * math.exp(step), 1.0)
-    budget = config.target_kl * _SCALE[signals.kl_source] * signals.lr_scale**2
+    budget = kl_on_target(config.target_kl, signals.kl_source, signals.lr_scale)
     what = f"kl {kl:.2g} is {kl / budget:.2g} x target: "
     if step < 0.0:
         what += f"backing off to {factor:.2g}"

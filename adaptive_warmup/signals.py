@@ -53,7 +53,10 @@ class Signals:
     lr_scale: float = 1.0
 
 
-KL_SOURCES: tuple[KLSource, ...] = ("post_update", "probe", "in_loop", "clip_fraction")
+# What each way of measuring reads where the post-update k3 reads 1. `in_loop` is blind to the last mini-batch's update
+# and so reads 3 to 38 times too low, by the number of mini-batches; `clip_fraction` at clip range 0.2.
+KL_SCALE: dict[KLSource, float] = {"post_update": 1.0, "probe": 1.0, "in_loop": 0.1, "clip_fraction": 1.75}
+KL_SOURCES: tuple[KLSource, ...] = tuple(KL_SCALE)
 NAMES: tuple[str, ...] = tuple(f.name for f in fields(Signals) if f.name not in ("kl_source", "lr_scale"))
 
 # What other programs call these; an unknown name is answered with the right one, never guessed into place.
@@ -68,6 +71,17 @@ _ELSEWHERE = {
     "gradient_norm": "grad_norm",
     "lr": "nothing: the controller knows the lr",
 }
+
+
+def kl_on_target(target_kl: float, source: KLSource, lr_scale: float) -> float:
+    """What `source` reads at a step that is just on target.
+
+    Args:
+        target_kl: the controller's, post-update k3, nats per token, at the peak of the user's schedule.
+        source: how the KL of the step was measured.
+        lr_scale: multiplier of the user's schedule at the step: where it is s, the KL is meant to be s^2 of the target.
+    """
+    return target_kl * KL_SCALE[source] * lr_scale**2
 
 
 def check_name(name: str) -> None:

@@ -80,10 +80,19 @@ class Level:
     def drop(self) -> float:
         """How far the level is below its best, in standard errors of that difference; 0 until settled."""
         gap = self.best - self.level
-        if self.count <= _SETTLED or gap <= 0.0:
+        if not self.settled or gap <= 0.0:
             return 0.0
-        error = math.sqrt(2.0 * self.variance * _LEVEL / (2.0 - _LEVEL))
-        return gap / error if error > 0.0 else math.inf
+        return gap / self.error if self.error > 0.0 else math.inf
+
+    @property
+    def error(self) -> float:
+        """The standard error of the difference between two levels, by the noise."""
+        return math.sqrt(2.0 * self.variance * _LEVEL / (2.0 - _LEVEL))
+
+    @property
+    def settled(self) -> bool:
+        """Whether a drop would be believed yet."""
+        return self.count > _SETTLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +117,16 @@ class LogScale:
         """How far out `x` > 0 is, in standard deviations of the log; 0 until settled."""
         if self.count < _SETTLED:
             return 0.0
+        return (math.log(x) - self.mean) / self._sd
+
+    def at(self, z: float) -> float:
+        """The value that is `z` standard deviations of the log out; NaN until settled."""
+        return math.exp(self.mean + z * self._sd) if self.count >= _SETTLED else math.nan
+
+    @property
+    def _sd(self) -> float:
         # Norms that hardly vary would make an outlier of a change that means nothing: 10 % at least is one sd.
-        return (math.log(x) - self.mean) / max(math.sqrt(self.variance), 0.1)
+        return max(math.sqrt(self.variance), 0.1)
 
 
 def mean_t(window: tuple[float, ...]) -> float:

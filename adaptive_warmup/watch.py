@@ -1,10 +1,10 @@
-"""A run in the terminal while it goes on: phase, lr, signals, the last decisions and why."""
+"""A run in the terminal while it goes on: phase, lr, signals with their bands, the last decisions and why, alarms."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -12,53 +12,85 @@ from rich.table import Table
 from rich.text import Text
 
 from adaptive_warmup.history import Run
+from adaptive_warmup.report import panels, reading
+from adaptive_warmup.report.summary import short
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_WIDTH = 40
+_SHOWN = 1000  # steps that are looked at: what is drawn anew with every step may not grow with the run
 _LAST = 5  # changes of phase that are shown
+_LEAST_BARS, _MOST_BARS = 8, 40
 _STYLES = {"warmup": "cyan", "holding": "yellow", "backing_off": "red", "at_ceiling": "magenta", "done": "green"}
 
 
-def view(run: Run) -> RenderableType:
-    """What is shown of a run of one step or more."""
+def view(run: Run, width: int = 80) -> RenderableType:
+    """What is shown of a run of one step or more, in `width` columns."""
     now = run.steps[-1]
+    recent = replace(run, steps=run.steps[-_SHOWN:])
+    words = Text(_phase(run), style=_STYLES.get(now["phase"], ""))
+    alarms = [Text(f"{name} since step {_since(run, name)}: {message}", style="bold red")
+              for name, message in now.get("alarms", [])]  # fmt: skip
+    changes = Table.grid(padding=(0, 2))
+    for event in reading.events(recent)[-_LAST:]:
+        changes.add_row(
+            str(event.step), event.phase, "; ".join([*event.reasons[:1], *(name for name, _ in event.alarms)])
+        )
+    parts: list[RenderableType] = [
+        words,
+        *(Text(reason) for reason in now["reasons"]),
+        *alarms,
+        Text(),
+        _signals(recent, width),
+    ]
+    parts += [Text("\nlast changes", style="bold"), changes] if changes.row_count else []
+    return Panel(Group(*parts), title=f"{reading.names([run])[0]}, step {now['step']}")
+
+
+def _phase(run: Run) -> str:
+    now = run.steps[-1]
+    words = f"{now['phase']}: {reading.PHASES[now['phase']]}; next at {now['next']:.3g} of the schedule; "
+    if "ends" in now:
+        return f"{words}the warmup should end at step {now['ends']}"
+    warm = next((step["step"] + 1 for step in run.steps if step["next"] == 1.0), None)
+    return words + ("no end of the warmup in sight" if warm is None else f"the warmup ended at step {warm}")
+
+
+def _since(run: Run, alarm: str) -> int:
+    """The step at which the alarm that is on now set in."""
+    first = run.steps[-1]["step"]
+    for step in reversed(run.steps):
+        if alarm not in [name for name, _ in step.get("alarms", [])]:
+            break
+        first = step["step"]
+    return int(first)
+
+
+def _signals(run: Run, width: int) -> Table:
+    """A row for each: its last value, what bounds it, and its course."""
+    drawn = panels.story([run]).panels
+    rows = [(panel.title, *_now(run, panel)) for panel in drawn]
+    taken = sum(max(len(row[i]) for row in rows) + 2 for i in range(3))
+    room = min(width - 4 - taken, _MOST_BARS)  # 4: the frame
     table = Table.grid(padding=(0, 2))
-    table.add_row("lr", f"{now['lr']:.3g}", _spark([math.log(step["lr"]) for step in run.steps if step["lr"] > 0]))
-    for name, words in (("task_reward", "task reward"), ("kl", "policy KL"), ("kl_reward", "KL reward")):
-        values = [value for value in run.signal(name) if math.isfinite(value)]
-        if values:
-            shown = [math.log(value) for value in values if value > 0] if name == "kl" else values
-            table.add_row(words, f"{values[-1]:.3g}{_against_target(name, values[-1], run)}", _spark(shown))
-    changes = [Text(f"{step['step']:6}  {step['phase']:11}  {step['reasons'][0]}") for step in _changes(run)[-_LAST:]]
-    alarms = [Text(f"{name}: {message}", style="bold red") for name, message in now.get("alarms", [])]
-    title = f"{run.about.get('arm', 'run')}, step {now['step']}"
-    phase = Text(_phase(now), style=_STYLES.get(now["phase"], ""))
-    return Panel(
-        Group(phase, Text(), table, Text(), Text("last decisions", style="bold"), *changes, *alarms), title=title
-    )
+    for (title, value, band), panel in zip(rows, drawn, strict=True):
+        values = [value for value in panel.lines[0].values if not math.isnan(value)]
+        course = _spark([math.log(value) for value in values] if panel.log else values, room)
+        table.add_row(title, value, band, *([Text(course, no_wrap=True)] if room >= _LEAST_BARS else []))
+    return table
 
 
-def _phase(now: dict[str, Any]) -> str:
-    words = f"{now['phase']}, next at {now['next']:.3g} of the schedule"
-    if "ceiling" in now:
-        words += f"; bears {now['ceiling']:.3g}"
-    return words + (f"; warmup should end at step {now['ends']}" if "ends" in now else "")
+def _now(run: Run, panel: panels.Panel) -> tuple[str, str]:
+    """The last value that was reported, be it drawable or not, and the last of each line that bounds it."""
+    words = {"nominal": "nominal", "ceiling": "ceiling", "bound": panel.bound}
+    told = [step if panel.key == "lr" else step["signals"] for step in run.steps]
+    value = next(line[panel.key] for line in reversed(told) if panel.key in line)
+    digits = short if panel.key == "lr" else "{:.3g}".format
+    bands = [f"{words[line.role]} {digits(line.values[-1])}" for line in panel.lines[1:] if line.values]
+    return digits(value), ", ".join(bands)
 
 
-def _against_target(name: str, value: float, run: Run) -> str:
-    source = run.steps[-1]["signals"].get("kl_source", "post_update")
-    return f" ({value / run.config.target_kl:.2g} x target)" if name == "kl" and source == "post_update" else ""
-
-
-def _changes(run: Run) -> list[dict[str, Any]]:
-    """The steps at which the phase changed, the first one included."""
-    before = [None, *(step["phase"] for step in run.steps)]
-    return [step for step, phase in zip(run.steps, before, strict=False) if step["phase"] != phase]
-
-
-def _spark(values: Sequence[float]) -> str:
+def _spark(values: Sequence[float], width: int) -> str:
     """The series as a line of bars, the last value at the right; each bar the mean of its share of the steps."""
-    share = max(math.ceil(len(values) / _WIDTH), 1)
+    share = max(math.ceil(len(values) / max(width, 1)), 1)
     means = [sum(values[i : i + share]) / len(values[i : i + share]) for i in range(0, len(values), share)]
     low, high = min(means, default=0.0), max(means, default=0.0)
     span = high - low or 1.0

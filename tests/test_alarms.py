@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from adaptive_warmup.alarms import Watch, watch
+from adaptive_warmup.alarms import Watch, drop_bound, watch
 from adaptive_warmup.signals import Signals
 
 
@@ -80,3 +80,16 @@ def test_a_broken_value_rings_for_as_long_as_it_comes() -> None:
 
 def test_values_too_large_to_square_count_as_broken() -> None:
     assert ring([Signals(task_reward=1e300)]) == [(0, "non_finite")]
+
+
+def test_a_drop_rings_first_where_the_level_passes_its_bound() -> None:
+    draws, rung = random.Random(1), 0
+    memory = Watch()
+    for step in range(200):
+        score = 0.9 - 0.004 * max(step - 60, 0) + draws.gauss(0.0, 0.02)
+        before = bool(memory.drop_steps)
+        memory, alarms = watch(memory, Signals(task_reward=score))
+        if not before and memory.reward.settled:
+            assert bool(alarms) == (memory.reward.level < drop_bound(memory.reward))
+            rung += bool(alarms)
+    assert rung == 1

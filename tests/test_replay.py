@@ -307,6 +307,16 @@ def test_the_page_is_drawn_and_nothing_is_overwritten(tmp_path: Path, capsys: py
     assert page.read_text() != "mine"
 
 
+def test_the_page_has_the_target_on_the_scale_of_the_kl(tmp_path: Path) -> None:
+    """A KL read in the loop is at .001 where the post-update KL is at the target of .01."""
+    path = logged(tmp_path / "run.jsonl", 100, 20, **kl(Plant(bears=0.1)))
+    assert main(["replay", str(path), "--map", "policy/kl=kl:in_loop", "-o", str(tmp_path / "page.html")]) in (0, 1)
+    data = json.loads((tmp_path / "page.html").read_text().split('id="data">')[1].split("</script>")[0])
+    target = next(line for line in data["panels"][1]["lines"] if line["role"] == "bound")
+    assert data["panels"][1]["key"] == "kl"
+    assert target["values"] == pytest.approx([1e-3] * 100)
+
+
 def test_a_page_of_a_log_with_gaps(tmp_path: Path) -> None:
     path = logged(tmp_path / "run.jsonl", 300, 60, every=10, **kl(Plant(bears=0.1)))
     assert main(["replay", str(path), "-o", str(tmp_path / "page.html")]) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 import pytest
@@ -40,20 +42,61 @@ def test_it_follows_a_log_as_it_grows_and_waits_for_the_end_of_a_line(tmp_path: 
     assert [len(run.steps) for run in follow(path, wait)] == [1, 2, 3, 4, 5]
 
 
+def screen(path: Path, width: int) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    for run in follow(path, lambda: False):
+        console.print(view(run, width))
+    return console.export_text()
+
+
 def test_what_is_shown(tmp_path: Path) -> None:
     path, regulator = tmp_path / "run.jsonl", Regulator(Config(50))
     with DecisionLog(path, regulator.config, arm="mine") as log:
         steps(log, regulator, Plant(bears=0.1), 30)
-    console = Console(width=120, record=True, file=(tmp_path / "screen").open("w"))
-    for run in follow(path, lambda: False):
-        console.print(view(run))
-    text = console.export_text()
+    text = screen(path, 120)
     assert "mine, step 29" in text
-    assert "at_ceiling, next at 0.1 of the schedule; bears 0.1" in text
-    assert "0.01 (1 x target)" in text
+    assert "at_ceiling: held below the peak by what the run bears; next at 0.1 of the schedule" in text
+    assert "no end of the warmup in sight" in text
+    assert re.search(r"Learning rate +1\.0e-4 +nominal 6\.0e-4, ceiling 1\.0e-4 ", text)  # 30 of 50 steps, of 1e-3
+    assert re.search(r"Policy KL +0\.01 +target 0\.01 ", text)
     assert "rising to" in text
     assert "▁" in text
     assert "█" in text
+
+
+def test_alarms_are_shown_with_their_onset_and_a_kl_on_the_scale_of_its_source(tmp_path: Path) -> None:
+    path, regulator = tmp_path / "run.jsonl", Regulator(Config(10))
+    with DecisionLog(path, regulator.config) as log:
+        for step in range(20):
+            regulator.observe(kl=0.0, kl_source="in_loop", kl_reward=0.5 + 0.01 * (step % 2), loss=1.0)
+            regulator.decide(lr_scale=0.5)
+            log.write(regulator, lr=1e-3)
+    text = screen(path, 100)
+    assert "kl_gaming since step 7: the KL reward is +0.505" in text
+    assert re.search(r"KL reward +0\.51 +zero 0", text)
+    assert screen(path, 100).count("Policy KL") == 0  # zero on a log axis: nothing to draw
+
+
+def test_the_warmup_s_end_is_told_before_and_after_it(tmp_path: Path) -> None:
+    path, regulator = tmp_path / "run.jsonl", Regulator(Config(10))
+    with DecisionLog(path, regulator.config) as log:
+        for steps, words in ((3, "the warmup should end at step 9"), (9, "the warmup ended at step 9")):
+            for _ in range(steps):
+                factor = regulator.decision.factor
+                regulator.decide()
+                log.write(regulator, lr=factor)
+            assert words in " ".join(screen(path, 200).split())
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_it_fits_the_terminal(tmp_path: Path, width: int) -> None:
+    path, regulator = tmp_path / "run.jsonl", Regulator(Config(50))
+    with DecisionLog(path, regulator.config, arm="mine") as log:
+        steps(log, regulator, Plant(bears=0.1), 30)
+    text = screen(path, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text  # nothing is cut off
+    assert "KL" in text
 
 
 def test_the_command_shows_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,26 +179,34 @@ def _draw(output: Path, found: Found, given: Setup, moments: list[Moment]) -> No
     about = {"log": found.path.name, "format": found.format.NAME}
     peak = given.rates.peak or 1.0
     gapless = found.past.every == 1 and len(moments) == moments[-1].step - moments[0].step + 1
-    was = [{"step": m.step, "lr": m.used * peak, "signals": _reported(m), "next": 1.0, "phase": "warmup", "reasons": ()}
-           for m in moments]  # fmt: skip
+    was = [_was(m, after.own, peak) for m, after in zip(moments, [*moments[1:], moments[-1]], strict=True)]
     would = [_decided(m, m.factor * m.used / m.own * peak if m.own > 0.0 else m.factor * peak, gapless)
              for m in moments]  # fmt: skip
-    linear = replace(given.config, law="linear")
-    runs = [history.Run(linear, {"arm": "the run as it was", **about}, was),
-            history.Run(given.config, {"arm": "the controller, replayed", **about}, would)]  # fmt: skip
+    config = replace(given.config, warmup_steps=given.warmup_steps, min_warmup_steps=None)  # in steps of the log
+    runs = [history.Run(replace(config, law="linear"), {"arm": "the run as it was", **about}, was),
+            history.Run(config, {"arm": "the controller, replayed", **about}, would)]  # fmt: skip
     report.write(output, runs, title=f"Replay of {found.path.name}")
 
 
-def _reported(moment: Moment) -> dict[str, float]:
+def _was(moment: Moment, after: float, peak: float) -> dict[str, Any]:
+    """A line of the log that a fixed warmup would have left; `after` is its factor in the next step."""
+    phase = "done" if after == 1.0 else "warmup"
+    signals = _reported(moment)
+    return {"step": moment.step, "lr": moment.used * peak, "signals": signals, "next": after, "phase": phase,
+            "reasons": ()}  # fmt: skip
+
+
+def _reported(moment: Moment) -> dict[str, Any]:
     from adaptive_warmup.signals import NAMES
 
     pairs = ((name, getattr(moment.signals, name)) for name in NAMES)
-    return {name: value for name, value in pairs if value is not None and math.isfinite(value)}
+    found = {name: value for name, value in pairs if value is not None and math.isfinite(value)}
+    return {**found, "kl_source": moment.signals.kl_source}
 
 
 def _decided(moment: Moment, lr: float, gapless: bool) -> dict[str, Any]:
     decision = moment.decision
-    step = {"step": moment.step, "lr": lr, "signals": {}, "next": decision.factor, "phase": decision.phase,
-            "reasons": decision.reasons, "alarms": decision.alarms}  # fmt: skip
+    step = {"step": moment.step, "lr": lr, "signals": {"kl_source": moment.signals.kl_source}, "next": decision.factor,
+            "phase": decision.phase, "reasons": decision.reasons, "alarms": decision.alarms}  # fmt: skip
     # The report reads what the run bears off the step before, so it needs every step.
     return step | ({"ceiling": decision.ceiling} if decision.ceiling is not None and gapless else {})

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Live(shown, console=console, auto_refresh=False) as live:
         for state in states:
             odd = [Text(state.problem, "dim")] if state.problem else []
-            live.update(Group(view(state), *odd), refresh=True)
+            live.update(Group(view(state, console.width) if state.steps else shown, *odd), refresh=True)
     if not console.is_terminal:
         console.print()  # what was shown is left without the end of its last line
     return 0
