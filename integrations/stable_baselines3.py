@@ -3,8 +3,8 @@
 While `learn` runs, `model.lr_schedule` is the user's schedule times the factor. Stable-Baselines3 reads it as a
 `train()` begins, which makes all the updates on one rollout: so one decision is taken for each `train()`. How far that
 moved the policy is measured once it is done, on its rollout, since the logged `train/approx_kl` is on no one scale: a
-mean over the last epoch, each mini-batch before its own update. On CartPole it reads 0.2 to 0.4 of what is measured here
-at one epoch, and about all of it from four on (benchmarks/experiments/cartpole/approx_kl.py).
+mean over the last epoch, each mini-batch before its own update. On CartPole it reads 0.2 to 0.4 of the KL of the whole
+`train()` at one epoch, and about all of it from four on (benchmarks/experiments/cartpole/approx_kl.py).
 """
 
 from __future__ import annotations
