@@ -21,13 +21,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from adaptive_warmup.controller import Config, Decision
 from adaptive_warmup.history import DecisionLog
+from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
 from adaptive_warmup.regulator import Regulator
 from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
 
 _log = logging.getLogger("adaptive_warmup")
 _KEY = "adaptive_warmup"  # of our state among the Trainer's
-_PHASES = ("warmup", "holding", "backing_off", "at_ceiling", "done")
 
 
 def default_warmup_steps(max_steps: int) -> int:
@@ -41,11 +41,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         trainer = Trainer(..., callbacks=[AdaptiveWarmupCallback()])
 
     Reads the loss and the gradient norm before clipping at every step, whatever `logging_steps` is, and what
-    `observe` is given. Logs `adaptive_warmup/*` with the Trainer's own logs:
-
-    - `factor`: the lr of the step logged was the schedule's lr times this; `nominal`: what it would be without signals
-    - `progress`, `ceiling`: as in `Decision`, ceiling only once it is known
-    - `phase`: 0 warmup, 1 holding, 2 backing_off, 3 at_ceiling, 4 done; `alarms`: how many there are
+    `observe` is given. Logs `adaptive_warmup/*` (`integrations/figures.py`) with the Trainer's own logs.
 
     The feedback law skips an update whose gradient is not finite. The state travels in `trainer_state.json`.
 
@@ -216,7 +212,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
     def _add_figures(self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         if "loss" in logs and self._used is not None:
-            logs |= {f"adaptive_warmup/{name}": value for name, value in self._figures(self._used).items()}
+            logs |= figures(self._regulator.config, self._used)
         return original(logs, *args, **kwargs)
 
     def _save(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -229,16 +225,6 @@ class AdaptiveWarmupCallback(TrainerCallback):
             self._write(written)
             self._written = written
         return saved
-
-    def _figures(self, used: Decision) -> dict[str, float]:
-        figures: dict[str, float] = {
-            "factor": used.factor,
-            "nominal": min(1.0, (used.step + 1) / self._regulator.config.warmup_steps),
-            "progress": used.progress,
-            "phase": _PHASES.index(used.phase),
-            "alarms": len(used.alarms),
-        }
-        return figures if used.ceiling is None else figures | {"ceiling": used.ceiling}
 
     def _lrs(self) -> list[float]:
         return [float(group["lr"]) for group in self._optimizer.param_groups]

@@ -1,0 +1,116 @@
+"""`AdaptiveWarmupCallback` for Lightning: it tells the module's `AdaptiveWarmup` what each update is like.
+
+Lightning steps schedulers before `on_train_batch_end`, so the signals are taken in `on_before_optimizer_step`: by then
+`training_step` has logged, and the gradients are whole, unscaled and not yet clipped.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adaptive_warmup.controller import Decision
+from adaptive_warmup.integrations.figures import figures
+from adaptive_warmup.scheduler import AdaptiveWarmup
+from adaptive_warmup.signals import NAMES, check_name, check_source
+
+
+class AdaptiveWarmupCallback(Callback):
+    """Adaptive warmup for a Lightning `Trainer`, whose module has an `AdaptiveWarmup` stepped with the updates:
+
+        def configure_optimizers(self):
+            optimizer = AdamW(self.parameters(), lr=1e-3)
+            scheduler = AdaptiveWarmup(optimizer, warmup_steps=100)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+        trainer = Trainer(callbacks=[AdaptiveWarmupCallback(task_reward="train/score")])
+
+    Before each update it reads what the module has logged since the last one (`self.log("kl", kl)`) under the names of
+    `Signals`, or the names given here, and the gradient norm before clipping: for one pass over the gradients, and the
+    wait for it. An update whose gradient is an outlier is cut, one that is not finite is skipped. Of several processes
+    the first one's signals count for all, for one broadcast an update: log means over them with `sync_dist=True`.
+
+    Logs `adaptive_warmup/*` (`integrations/figures.py`), of the decision that the update runs under. The state is the
+    scheduler's, in Lightning's own checkpoints.
+
+    Args:
+        kl_source: how the logged `kl` was measured, as in `Signals`; None: after the update.
+        metrics: the names that signals are logged under, where those are not their own.
+
+    Raises:
+        TypeError: a signal that is unknown. ValueError: an unknown `kl_source`.
+    """
+
+    def __init__(self, kl_source: str | None = None, **metrics: str) -> None:
+        for name in metrics:
+            check_name(name)
+        if kl_source is not None:
+            check_source(kl_source)
+        self._kl_source = kl_source
+        self._metrics = {name: name for name in NAMES} | metrics
+        self._seen: dict[str, Tensor] = {}
+        self._schedulers: list[AdaptiveWarmup] = []
+
+    @property
+    def decision(self) -> Decision | None:
+        """The latest decision; None before `fit`."""
+        return self._schedulers[0].decision if self._schedulers else None
+
+    def observe(self, **signals: Any) -> None:
+        """Report any further signals of `Signals` on the update at work. Raises as `AdaptiveWarmup.observe`."""
+        for scheduler in self._schedulers:
+            scheduler.observe(**signals)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the scheduler."""
+        found = [config for config in trainer.lr_scheduler_configs if isinstance(config.scheduler, AdaptiveWarmup)]
+        if not found:
+            raise ValueError(
+                "no AdaptiveWarmup among the lr schedulers: return one from configure_optimizers, as"
+                ' {"optimizer": optimizer, "lr_scheduler": {"scheduler": AdaptiveWarmup(optimizer, ...), "interval":'
+                ' "step"}}; a schedule of your own goes into it in place of the optimizer.'
+            )
+        if pl_module.automatic_optimization and any(config.interval != "step" for config in found):
+            raise ValueError('AdaptiveWarmup is stepped with interval="epoch": warmup counts updates, say "step".')
+        self._schedulers = [config.scheduler for config in found if isinstance(config.scheduler, AdaptiveWarmup)]
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Take in the signals, and cut or skip the update where its gradient asks for that."""
+        signals = self._fresh(trainer) | {"grad_norm": _norm(optimizer)}
+        if trainer.world_size > 1:
+            signals = trainer.strategy.broadcast({name: float(value) for name, value in signals.items()})
+        norm = float(signals["grad_norm"])
+        for scheduler in self._schedulers:
+            if scheduler.optimizer is optimizer:
+                scheduler.observe(kl_source=self._kl_source, **signals)
+                pl_module.log_dict(figures(scheduler.regulators[0].config, scheduler.decision))
+                if scheduler.check_gradient(norm) < 1.0 and not math.isfinite(norm):
+                    optimizer.zero_grad()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """End the run where `on_gaming="stop"` asks for it."""
+        if any(scheduler.decision.stop for scheduler in self._schedulers):
+            trainer.should_stop = True
+
+    def _fresh(self, trainer: Trainer) -> dict[str, Any]:
+        """What was logged since the last update. Lightning keeps the older values, and makes a tensor for each new one:
+        of those that we hold on to, none can come again at the same place in memory.
+        """
+        logged, fresh = trainer.callback_metrics, {}
+        for name, key in self._metrics.items():
+            value, seen = logged.get(key), self._seen.get(name)
+            if value is not None and (seen is None or value.data_ptr() != seen.data_ptr()):
+                fresh[name] = self._seen[name] = value
+        return fresh
+
+
+def _norm(optimizer: Optimizer) -> Tensor:
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return total

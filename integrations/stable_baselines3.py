@@ -1,0 +1,148 @@
+"""`AdaptiveWarmupCallback` for Stable-Baselines3: pass it to `model.learn`, and its schedule warms up by feedback.
+
+While `learn` runs, `model.lr_schedule` is the user's schedule times the factor. Stable-Baselines3 reads it as a
+`train()` begins, which makes all the updates on one rollout: so one decision is taken for each `train()`. How far that
+moved the policy is measured once it is done, on its rollout, since the logged `train/approx_kl` is on no one scale: a
+mean over the last epoch, each mini-batch before its own update. On CartPole it reads 0.2 to 0.4 of the KL of the whole
+`train()` at one epoch, and about all of it from four on (benchmarks/experiments/cartpole/approx_kl.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor
+
+from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.integrations.figures import figures
+from adaptive_warmup.regulator import Regulator
+
+_log = logging.getLogger("adaptive_warmup")
+_KEY = "adaptive_warmup"  # the attribute of the model that holds our state
+_LOGGED = ("loss", "clip_fraction", "explained_variance")  # under train/
+
+
+class AdaptiveWarmupCallback(BaseCallback):
+    """Adaptive warmup: `model.learn(100_000, callback=AdaptiveWarmupCallback(warmup_steps=10, target_kl=0.02))`.
+
+    A step is one `train()`: all the updates on one rollout. Reads of each the policy KL (k3, nats per action, over the
+    rollout, after the last update), for one forward pass over it; the mean return of the episodes that ended in it (of
+    environments in a `Monitor`); loss, clip fraction and explained variance. Where the rollout buffer is of a kind of
+    its own (recurrent or masked policies) the KL is `train/approx_kl`. Off-policy algorithms have none: their warmup
+    goes by return and loss.
+
+    Logs `adaptive_warmup/*` (`integrations/figures.py`) beside the `train/*` of the same updates. `model.save` saves
+    the state, as `model.adaptive_warmup`; on a model that has it, loaded or trained before, any callback goes on there.
+    Without one such a model runs at its plain schedule.
+
+    Args:
+        warmup_steps: the nominal warmup, in `train()`s.
+        settings: those of `Config` by name.
+
+    Raises:
+        TypeError, ValueError: a setting that is unknown or out of range.
+    """
+
+    def __init__(self, warmup_steps: int, **settings: Any) -> None:
+        super().__init__()
+        self.regulator = Regulator(Config(warmup_steps, **settings))
+        self._returns: list[float] = []  # of the episodes that ended in the rollout
+        self._rollout: tuple[Any, Any, Any] | None = None
+
+    @property
+    def decision(self) -> Decision:
+        """The latest decision."""
+        return self.regulator.decision
+
+    def observe(self, **signals: Any) -> None:
+        """Report any further signals of `Signals` on the rollout being collected. Raises as `Regulator.observe`."""
+        self.regulator.observe(**signals)
+
+    def _on_training_start(self) -> None:
+        self.regulator.restart()
+        if saved := getattr(self.model, _KEY, None):
+            self.regulator.load_state_dict(saved)
+        schedule: Any = self.model.lr_schedule
+        self._schedule = schedule.schedule if isinstance(schedule, _Warmed) else schedule  # left by an exception
+        self._peak = max(self._schedule(k / 100) for k in range(101))
+        if self._schedule(1.0) < 0.999 * self._peak:
+            _log.warning("the model's lr schedule begins below its peak: if it warms up, it and this warmup multiply")
+        self.model.lr_schedule = _Warmed(self._schedule, self.regulator)
+        self._updates = self.model._n_updates
+        self._returns, self._rollout = [], None
+
+    def _on_step(self) -> bool:
+        self._returns += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
+        return not self.decision.stop
+
+    def _on_rollout_end(self) -> None:
+        """Keep the rollout until it is learned from: the buffer itself starts afresh before we are called again."""
+        buffer = getattr(self.model, "rollout_buffer", None)
+        if isinstance(buffer, RolloutBuffer) and type(buffer) in (RolloutBuffer, DictRolloutBuffer):
+            observations: Any = buffer.observations
+            if isinstance(observations, dict):
+                observations = dict(observations)  # this one is changed in place
+            self._rollout = (observations, buffer.actions, buffer.log_probs)
+
+    def _on_rollout_start(self) -> None:
+        """Decide on the `train()` that came before, if one did."""
+        if self.model._n_updates == self._updates:
+            return
+        self._updates = self.model._n_updates
+        used, logged = self.decision, self.logger.name_to_value
+        signals: dict[str, Any] = {name: logged.get(f"train/{name}") for name in _LOGGED}
+        if self._returns:
+            signals["task_reward"] = np.mean(self._returns)
+        self.regulator.observe(**signals, **self._kl())
+        self._returns, self._rollout = [], None
+        scheduled = self._schedule(self.model._current_progress_remaining)
+        self.regulator.decide(scheduled / self._peak if self._peak else 0.0)
+        setattr(self.model, _KEY, self.regulator.state_dict())
+        for name, value in figures(self.regulator.config, used).items():
+            self.logger.record(name, value)
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
+        self.model.lr_schedule = self._schedule
+
+    def _kl(self) -> dict[str, Any]:
+        """From the policy that collected the rollout to the policy now."""
+        if self._rollout is None:  # what is logged: from the second epoch on, after an epoch's worth of updates
+            source = "post_update" if getattr(self.model, "n_epochs", 1) > 1 else "in_loop"
+            return {"kl": self.logger.name_to_value.get("train/approx_kl"), "kl_source": source}
+        observations, actions, log_probs = (obs_as_tensor(_flat(part), self.model.device) for part in self._rollout)
+        if isinstance(self.model.action_space, spaces.Discrete):
+            actions = actions.long().flatten()  # type: ignore[union-attr]
+        policy: Any = self.model.policy
+        policy.set_training_mode(False)
+        with torch.no_grad():
+            log_ratio = policy.evaluate_actions(observations, actions)[1] - log_probs
+            return {"kl": (log_ratio.exp() - 1.0 - log_ratio).mean()}
+
+
+class _Warmed:
+    """The user's schedule, times the factor; in what `model.save` writes, the user's schedule alone."""
+
+    def __init__(self, schedule: Callable[[float], float], regulator: Regulator) -> None:
+        self.schedule, self._regulator = schedule, regulator
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.schedule(progress_remaining) * self._regulator.decision.factor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copy.copy, (self.schedule,)
+
+
+def _flat(rollout: Any) -> Any:
+    """Steps and environments as one axis; of dicts, that of each entry."""
+    if isinstance(rollout, dict):
+        return {name: _flat(values) for name, values in rollout.items()}
+    return rollout.reshape(-1, *rollout.shape[2:])

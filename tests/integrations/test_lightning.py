@@ -1,0 +1,187 @@
+"""`AdaptiveWarmupCallback` under the real Lightning `Trainer`: what updates ran at, what is read, saved and logged."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from adaptive_warmup import AdaptiveWarmup
+from adaptive_warmup.integrations.lightning import AdaptiveWarmupCallback
+from tests.processes import run_processes
+
+PEAK = 0.1
+KLS = [0.001, 0.004, 0.09, 0.02, 0.008, 0.03, 0.002, 0.01]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval.*"),
+]
+
+
+class Line(LightningModule):
+    """Linear regression, which logs a KL as if it were a policy."""
+
+    def __init__(self, interval: str = "step", schedule: bool = False, every: int = 1, kls: Any = KLS) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Linear(2, 1)
+        self.interval, self.schedule, self.every, self.kls = interval, schedule, every, kls
+        self.lrs: list[float] = []
+        self.signals: list[Any] = []
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        x, y = batch
+        if index % self.every == 0:
+            self.log("train/kl", self.kls[index % len(self.kls)])
+        return (self.model(x) - y).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = SGD(self.parameters(), lr=PEAK)
+        optimizer.register_step_post_hook(lambda o, *_: self.lrs.append(o.param_groups[0]["lr"]))
+        target = ExponentialLR(optimizer, 0.9) if self.schedule else optimizer
+        self.warmup = AdaptiveWarmup(target, warmup_steps=4)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.warmup, "interval": self.interval}}
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.signals.append(self.warmup.regulators[0].signals)
+
+
+def batches(count: int = 8, **targets: float) -> DataLoader[Any]:
+    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
+    y = x.sum(1, keepdim=True)
+    for index, target in targets.items():
+        y[int(index[1:])] = target
+    return DataLoader(TensorDataset(x, y), batch_size=1)
+
+
+def fit(module: Line, loader: Any = None, *callbacks: Any, ckpt: Any = None, **settings: Any) -> AdaptiveWarmupCallback:
+    warmup = AdaptiveWarmupCallback(kl="train/kl")
+    defaults = {"logger": False, "enable_checkpointing": False, "max_epochs": 1}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
+    trainer = Trainer(callbacks=[warmup, *callbacks], **{**defaults, **quiet, **settings})
+    trainer.fit(module, loader or batches(), ckpt_path=ckpt, weights_only=False if ckpt else None)
+    return warmup
+
+
+def plain(kls: list[float], schedule: bool = False) -> list[float]:
+    """The lrs of `AdaptiveWarmup` without Lightning."""
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
+    scheduler = AdaptiveWarmup(ExponentialLR(optimizer, 0.9) if schedule else optimizer, 4)
+    lrs = []
+    for kl in kls:
+        lrs.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.observe(kl=kl)
+        scheduler.step()
+    return lrs
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+def test_every_update_runs_at_what_was_decided_on_the_logged_signals(schedule: bool) -> None:
+    module = Line(schedule=schedule)
+    warmup = fit(module)
+    assert module.lrs == pytest.approx(plain(KLS, schedule), rel=1e-6)  # Lightning logs in single precision
+    assert warmup.decision == module.warmup.decision
+    assert warmup.decision.step == 8
+
+
+def test_while_gradients_accumulate_it_waits() -> None:
+    module = Line(kls=[kl for kl in KLS for _ in range(2)])
+    fit(module, batches(16), accumulate_grad_batches=2)
+    assert module.lrs == pytest.approx(plain(KLS), rel=1e-6)
+
+
+def test_a_value_that_was_logged_once_counts_once() -> None:
+    module = Line(every=3)
+    fit(module)
+    assert [signals.kl is not None for signals in module.signals] == [i % 3 == 0 for i in range(8)]
+
+
+def test_the_gradient_norm_is_the_one_before_clipping() -> None:
+    module = Line()
+    fit(module, batches(8, _5=1e3), gradient_clip_val=1e-3)
+    norms = [signals.grad_norm for signals in module.signals]
+    assert min(norms) > 1e-3
+    assert norms[5] > 100.0
+
+
+def test_an_outlier_is_cut_and_what_is_not_finite_is_skipped() -> None:
+    module = Line(kls=[0.0001])
+    fit(module, batches(40, _30=1e6, _35=math.nan))
+    assert module.lrs[29] == PEAK
+    assert module.lrs[30] == pytest.approx(1e-3 * PEAK), "the least factor, for the one update"
+    assert module.lrs[31] == PEAK
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    assert [alarm.name for alarm in module.warmup.decision.alarms] == []
+
+
+def test_resume_is_exact(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=5, save_top_k=-1)
+    whole, again = Line(schedule=True), Line(schedule=True)
+    alike = DataLoader(TensorDataset(torch.ones(8, 2), torch.ones(8, 1)))  # Lightning begins a loader anew
+    fit(whole, alike, keep, enable_checkpointing=True)
+    warmup = fit(again, alike, ckpt=tmp_path / "step=5.ckpt")
+    assert again.lrs == whole.lrs[5:]
+    assert again.warmup.state_dict() == whole.warmup.state_dict()
+    assert warmup.decision.step == 8
+    for mine, theirs in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_log_has_the_factor_beside_the_lr_that_it_made(tmp_path: Path) -> None:
+    module = Line()
+    fit(module, None, LearningRateMonitor(), logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    (path,) = tmp_path.rglob("metrics.csv")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    factors = [float(row["adaptive_warmup/factor"]) for row in rows if row.get("adaptive_warmup/factor")]
+    lrs = [float(row["lr-SGD"]) for row in rows if row.get("lr-SGD")]
+    assert lrs == pytest.approx([PEAK * factor for factor in factors], rel=1e-6)
+    assert lrs == pytest.approx(module.lrs)
+    assert len(lrs) == 8
+
+
+@pytest.mark.parametrize("interval", ["epoch", "none"])
+def test_a_module_that_would_not_warm_up_is_refused(interval: str) -> None:
+    module = Line(interval="epoch")
+    if interval == "none":
+        module.configure_optimizers = lambda: SGD(module.parameters(), lr=PEAK)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match='"step"'):
+        fit(module)
+
+
+def test_bad_names_fail_where_they_come_in() -> None:
+    with pytest.raises(TypeError, match="approx_kl"):
+        AdaptiveWarmupCallback(approx_kl="train/kl")
+    with pytest.raises(ValueError, match="kl_source='later'"):
+        AdaptiveWarmupCallback(kl_source="later")
+
+
+IN_TWO = """
+import json, os, sys
+from tests.integrations.test_lightning import KLS, Line, fit
+
+rank = int(os.environ["RANK"])
+module = Line(kls=[kl * (1 + 9 * rank) for kl in KLS])
+fit(module, devices=2, strategy="ddp", use_distributed_sampler=False)
+with open(f"{sys.argv[1]}/rank{rank}.json", "w") as file:
+    json.dump(module.lrs, file)
+"""
+
+
+def test_two_processes_go_by_the_first_ones_signals(tmp_path: Path) -> None:
+    run_processes(IN_TWO, tmp_path, tmp_path)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert first == second == pytest.approx(plain(KLS), rel=1e-6)
