@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -186,7 +187,9 @@ def test_a_log_within_a_step_costs_what_it_cleared_and_no_more(tmp_path: Path) -
     made.train()
     first = [logs["entropy"] for logs in record.logs if "mine" in logs]
     both = plain.logged("entropy")
-    assert [one.entropy for one in signals(record)] == pytest.approx([2 * b - a for a, b in zip(first, both)])
+    assert [one.entropy for one in signals(record)] == pytest.approx(
+        [2 * b - a for a, b in zip(first, both, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
@@ -213,12 +216,10 @@ def test_a_reward_that_breaks_holds_the_warmup_and_not_the_training(tmp_path: Pa
 
 
 def test_a_value_on_a_device_is_not_read() -> None:
-    class Host:
-        _metrics = {"train": {"my/kl": [torch.ones(())]}, "eval": {"my/kl": [torch.ones(())]}}
-
-    reader = TrainerSignals(own_keys({"my/kl": "kl:probe"}), Host())
+    host = SimpleNamespace(_metrics={"train": {"my/kl": [torch.ones(())]}, "eval": {"my/kl": [torch.ones(())]}})
+    reader = TrainerSignals(own_keys({"my/kl": "kl:probe"}), host)
     reader.begin()
-    Host._metrics["train"]["my/kl"] += [torch.ones(1, device="meta"), torch.ones((), device="meta")]
+    host._metrics["train"]["my/kl"] += [torch.ones(1, device="meta"), torch.ones((), device="meta")]
     read = reader.end()
     assert (read["kl"].device.type, read["kl"].shape, read["kl_source"]) == ("meta", (), "probe")
     with pytest.raises((RuntimeError, NotImplementedError)):
@@ -226,13 +227,11 @@ def test_a_value_on_a_device_is_not_read() -> None:
 
 
 def test_what_is_no_number_is_left_out() -> None:
-    class Host:
-        stats: dict[str, Any] = {"score": [], "pair": [], "none": []}
-
-    reader = TrainerSignals(own_keys({"score": "task_reward", "pair": "kl", "none": "entropy"}), Host())
+    host = SimpleNamespace(stats={"score": [], "pair": [], "none": []})
+    reader = TrainerSignals(own_keys({"score": "task_reward", "pair": "kl", "none": "entropy"}), host)
     reader.begin()
-    Host.stats["score"] += [1.0, None, (3, 4), 2.0, "5", torch.ones(2)]
-    Host.stats["pair"] += [(1, 2)]
+    host.stats["score"] += [1.0, None, (3, 4), 2.0, "5", torch.ones(2)]
+    host.stats["pair"] += [(1, 2)]
     assert reader.end() == {"task_reward": 1.5}
     assert reader.sources == {"task_reward": "score"}
 
