@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ BETA = 0.2
 LENGTH = 6
 
 disable_progress_bars()
+gc.freeze()  # each train() collects garbage, which else goes through all that was imported
 _folder = tempfile.TemporaryDirectory()  # goes with the tests' process
 
 
