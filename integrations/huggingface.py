@@ -18,7 +18,7 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.regulator import Regulator
@@ -63,6 +63,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
     def __init__(
         self, warmup_steps: int | None = None, *, signals: Mapping[str, str] | None = None, **settings: Any
     ) -> None:
+        if isinstance(warmup_steps, Trainer):
+            raise TypeError("a Trainer takes the callback: Trainer(..., callbacks=[AdaptiveWarmupCallback()]).")
+        check_settings(settings)
         self._settings = {"warmup_steps": warmup_steps, **settings}
         Config(**{**self._settings, "warmup_steps": warmup_steps or 10**9})  # bad settings fail here, not in train()
         if warmup_steps is not None:
