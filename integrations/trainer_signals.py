@@ -56,7 +56,7 @@ class TrainerSignals:
         return self._signals({key: [value] for key, value in logs.items() if key not in self._listed})
 
     def _lists(self) -> Iterator[tuple[str, list[Any]]]:
-        """Where TRL's trainers gather what they will log, by age: `_metrics`, `_stored_metrics`, `stats`."""
+        """Where TRL's trainers gather what they will log: most of them; CPO and ORPO; OnlineDPO."""
         train = [getattr(self._trainer, name, None) for name in ("_metrics", "_stored_metrics")]
         stores = [store["train"] for store in train if isinstance(store, Mapping) and "train" in store]
         for store in (*stores, getattr(self._trainer, "stats", None)):

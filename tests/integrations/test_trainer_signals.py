@@ -17,7 +17,7 @@ from adaptive_warmup import Signals
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from tests.integrations.trainers import FLAT, Record, trainer
-from tests.integrations.trl_trainers import BETA, HOSTS, ON_POLICY, run
+from tests.integrations.trl_trainers import BETA, HOSTS, ON_POLICY, model, pairs, run, tokenizer
 
 # By signal, the key under which TRL logs the same number when it logs every step.
 LOGGED: dict[str, dict[str, str]] = {
@@ -247,6 +247,26 @@ def test_a_trainer_that_nobody_knows_has_its_loss_and_norm(tmp_path: Path) -> No
     trainer(tmp_path, [record, warmup], cls=GRPOTrainer, max_steps=2).train()
     assert all(one.grad_norm and one.loss and one.task_reward is None for one in signals(record))
     assert not warmup.sources
+
+
+def test_keys_of_a_trainer_of_trl_that_is_not_in_the_table(tmp_path: Path) -> None:
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    def made(callbacks: list[TrainerCallback], **settings: Any) -> Trainer:
+        plain = {"output_dir": str(tmp_path), "max_steps": 3, "report_to": [], "use_cpu": True, "bf16": False, **FLAT}
+        args = ORPOConfig(**plain, max_length=16, gradient_accumulation_steps=2, **settings)
+        return ORPOTrainer(
+            model=model(), args=args, train_dataset=pairs(48), processing_class=tokenizer(), callbacks=callbacks
+        )
+
+    bare = Record()
+    made([bare], logging_steps=1).train()
+    warmup, record = harmless(signals={"log_odds_ratio": "explained_variance"})
+    made([record, warmup], logging_steps=50).train()
+    read = [one.explained_variance for one in signals(record)]
+    assert read == pytest.approx(bare.logged("log_odds_ratio"))
+    assert len(set(read)) == 3
+    assert all(one.entropy is None and one.grad_norm for one in signals(record))
 
 
 def test_keys_of_the_users_own_in_the_logs_of_each_step(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _texts(rows: int) -> Dataset:
     return Dataset.from_dict({"text": [f"one two three {i}" for i in range(rows)]})
 
 
-def _pairs(rows: int) -> Dataset:
+def pairs(rows: int) -> Dataset:
     columns = {"prompt": "one", "chosen": " two", "rejected": " four"}
     return Dataset.from_dict({name: [f"{text} {i}" for i in range(rows)] for name, text in columns.items()})
 
@@ -149,8 +149,8 @@ def _recipe(host: str, rollout: dict[str, Any], rewarded: dict[str, Any]) -> tup
     recipes: dict[str, tuple[Any, ...]] = {
         "Trainer": (Trainer, TrainingArguments, {}, _tokens, {}),
         "SFT": (SFTTrainer, SFTConfig, {"max_length": 16}, _texts, {}),
-        "Reward": (RewardTrainer, RewardConfig, {"max_length": 16}, _pairs, {}),
-        "DPO": (DPOTrainer, DPOConfig, {"max_length": 16}, _pairs, {}),
+        "Reward": (RewardTrainer, RewardConfig, {"max_length": 16}, pairs, {}),
+        "DPO": (DPOTrainer, DPOConfig, {"max_length": 16}, pairs, {}),
         "KTO": (KTOTrainer, KTOConfig, {"max_length": 16}, _judged, {}),
         "RLOO": (RLOOTrainer, RLOOConfig, rollout, _prompts, rewarded),
         "GRPO": (GRPOTrainer, GRPOConfig, rollout, _prompts, rewarded),
