@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from adaptive_warmup import laws
@@ -87,6 +87,14 @@ class Config:
     def floor(self) -> float:
         """The least factor."""
         return min(self.min_factor, 1.0 / self.warmup_steps)
+
+
+def check_settings(names: Iterable[str]) -> None:
+    """Raise TypeError naming the known settings if one of `names` is none of `Config`."""
+    known = [f.name for f in fields(Config)]
+    for name in names:
+        if name not in known:
+            raise TypeError(f"unknown setting {name!r}: known are {', '.join(known)}.")
 
 
 def _whole(value: Any) -> int:

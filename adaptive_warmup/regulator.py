@@ -61,6 +61,11 @@ class Regulator:
             taken["kl_source"] = kl_source or "post_update"
         self._waiting |= taken
 
+    def supply(self, **signals: Any) -> None:
+        """As `observe`, for what a host reports by itself: what somebody has observed since the last decision stays."""
+        told = self._waiting.keys() | ({"kl_source"} if "kl" in self._waiting else set())
+        self.observe(**{name: value for name, value in signals.items() if name not in told})
+
     def cut(self, grad_norm: float) -> float:
         """What to multiply the lr of the coming update by, in (0, 1], given its gradient's norm (see `laws.cut`)."""
         cut = laws.cut(self.config, self.state, grad_norm)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.regulator import Regulator, opened, sealed
 from adaptive_warmup.schedules import nominal_warmup, peak_lrs, scheduled_lrs, unwrap
 
 _log = logging.getLogger("adaptive_warmup")
-_SETTINGS = tuple(f.name for f in fields(Config))
 
 
 class AdaptiveWarmup(LRScheduler):
@@ -258,9 +256,7 @@ class AdaptiveWarmup(LRScheduler):
 
 def _configs(settings: dict[str, Any], groups: int) -> list[Config]:
     """One config, or one for each group where any setting is a list."""
-    for name in settings:
-        if name not in _SETTINGS:
-            raise TypeError(f"unknown setting {name!r}: known are {', '.join(_SETTINGS)}.")
+    check_settings(settings)
     lists = {name: value for name, value in settings.items() if isinstance(value, (list, tuple))}
     for name, values in lists.items():
         if len(values) != groups:

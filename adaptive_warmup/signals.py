@@ -24,8 +24,8 @@ class Signals:
             sequences. `in_loop`: the mean of what PPO code calls `approx_kl`, measured *before* each mini-batch's
             update. `clip_fraction`: not a KL at all; the share of tokens whose ratio was clipped, for hosts that
             report nothing else.
-        reference_kl: signed k1 against the frozen reference, nats per response token. Negative in the mean only where
-            tokens were counted that the policy did not sample.
+        reference_kl: signed k1 against the frozen reference, nats per response token (k3, which has no sign, where a
+            host has no other). Negative in the mean only where tokens were counted that the policy did not sample.
         task_reward: mean score of the rollout, without any KL term, in the task's own units.
         kl_reward: the KL part of the reward, mean over sequences of its sum over a sequence's tokens, signed:
             -kl_coef * sum(k1). Healthy runs have it at or below zero.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -19,10 +19,11 @@ from typing import Any, cast
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
+from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.regulator import Regulator
 from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
 
@@ -40,8 +41,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
         trainer = Trainer(..., callbacks=[AdaptiveWarmupCallback()])
 
-    Reads the loss and the gradient norm before clipping at every step, whatever `logging_steps` is, and what
-    `observe` is given. Logs `adaptive_warmup/*` (`integrations/figures.py`) with the Trainer's own logs.
+    Reads the loss and the gradient norm before clipping at every step, whatever `logging_steps` is; what the trainers
+    of TRL report of the step (docs/signals-of-trainers.md); and what `observe` is given, which goes first. Logs
+    `adaptive_warmup/*` (`integrations/figures.py`) with the Trainer's own logs.
 
     The feedback law skips an update whose gradient is not finite. The state travels in `trainer_state.json`.
 
@@ -49,19 +51,31 @@ class AdaptiveWarmupCallback(TrainerCallback):
         warmup_steps: the nominal warmup. None: the Trainer's own `warmup_steps`, which this then replaces (its ramp is
             not applied on top); where that is 0, `default_warmup_steps(max_steps)`.
         log: a `DecisionLog`, or the path of one, into which the first process writes each step.
+        signals: further keys of the trainer's, or of its logs, by signal: `{"my/kl": "kl:in_loop", "*/score":
+            "task_reward"}`. Those of a log are means over `logging_steps`, and count for the step after it.
         settings: those of `Config` by name.
 
     Raises:
-        TypeError, ValueError: a setting that is unknown or out of range.
+        TypeError, ValueError: a setting, or a signal, that is unknown or out of range.
     """
 
     def __init__(
-        self, warmup_steps: int | None = None, *, log: DecisionLog | Path | str | None = None, **settings: Any
+        self,
+        warmup_steps: int | None = None,
+        *,
+        signals: Mapping[str, str] | None = None,
+        log: DecisionLog | Path | str | None = None,
+        **settings: Any,
     ) -> None:
+        if isinstance(warmup_steps, Trainer):
+            raise TypeError("a Trainer takes the callback: Trainer(..., callbacks=[AdaptiveWarmupCallback()]).")
+        check_settings(settings)
         self._settings = {"warmup_steps": warmup_steps, **settings}
         Config(**{**self._settings, "warmup_steps": warmup_steps or 10**9})  # bad settings fail here, not in train()
         if warmup_steps is not None:
             Config(warmup_steps)
+        self._keys = own_keys(signals)
+        self._reader = TrainerSignals(self._keys)
         self.regulator: Regulator | None = None
         self._log_to, self._log = log, cast("DecisionLog | None", None)
         self._waiting: list[dict[str, Any]] = []
@@ -75,6 +89,11 @@ class AdaptiveWarmupCallback(TrainerCallback):
     def decision(self) -> Decision | None:
         """The latest decision; None before training has begun."""
         return self.regulator.decision if self.regulator else None
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """What each signal is read from, where the trainer reports it; `derived: ...` where it follows from others."""
+        return self._reader.sources
 
     def observe(self, **signals: Any) -> None:
         """Report any subset of the signals of `Signals` (and `kl_source`) on the step that is running.
@@ -112,6 +131,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Put our lr in place of the schedule's."""
         factor = self._regulator.decision.factor
+        self._reader.begin()
         self._loss = self._grad_norm = self._used = None
         self._theirs = self._lrs()
         self._ours = self._theirs if self._metric_driven else scheduled_lrs(self._schedule)
@@ -139,6 +159,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         """Decide on the next step's factor."""
         used = self._used = self._regulator.decision
         self._regulator.observe(loss=self._loss, grad_norm=self._grad_norm)
+        self._regulator.supply(**self._reader.end())
         self._regulator.decide(self._ours[0] / self._peak if self._peak else 0.0)
         agree(self._regulator)
         decision = self._regulator.decision
@@ -152,6 +173,11 @@ class AdaptiveWarmupCallback(TrainerCallback):
             self._put_back()
         else:
             self._schedule._last_lr = self._lrs()  # also where no schedule stepped, after an overflow
+
+    def on_log(self, *args: Any, model: Any = None, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Take in what the trainer says in its training logs only; while it evaluates, its model is not training."""
+        if self.regulator and getattr(model, "training", True):
+            self.regulator.supply(**self._reader.logged(logs or {}))
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """Leave no step open where a callback has cut the epoch short within one."""
@@ -191,6 +217,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
     def _attach(self, trainer: Trainer | None) -> None:
         self._untap.close()
+        self._reader = TrainerSignals(self._keys, trainer)
         if trainer is None:
             _log.warning("no transformers.Trainer runs this callback: report grad_norm and loss by observe() yourself")
             return

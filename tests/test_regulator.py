@@ -52,6 +52,17 @@ def test_a_signal_may_be_any_single_number(value: Any) -> None:
     assert type(signals.kl) is float
 
 
+def test_what_a_host_supplies_does_not_replace_what_was_observed() -> None:
+    regulator = Regulator(Config(10))
+    regulator.observe(kl=0.5, kl_source="probe")
+    regulator.supply(kl=0.1, kl_source="in_loop", entropy=2.0)
+    signals = seen(regulator)
+    assert (signals.kl, signals.kl_source, signals.entropy) == (0.5, "probe", 2.0)
+    regulator.supply(kl=0.1, kl_source="in_loop")
+    signals = seen(regulator)
+    assert (signals.kl, signals.kl_source, signals.entropy) == (0.1, "in_loop", None)
+
+
 @pytest.mark.parametrize("value", [1, np.int64(1), torch.tensor(1), True])
 def test_whole_numbers_are_numbers(value: Any) -> None:
     regulator = Regulator(Config(10))

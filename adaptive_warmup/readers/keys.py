@@ -1,4 +1,7 @@
-"""What the keys in other programs' logs are: one table, with units, estimators, signs, and what cannot serve.
+"""What other programs' keys are: one table, with units, estimators, signs, and what cannot serve.
+
+It serves twice: on logs of the past, where nobody says which program wrote them, and within a running trainer of TRL,
+whose class is known (`of_trainer`), so that a key of many meanings, such as `kl`, serves as well.
 
 A key stands here under its plain name: `train/` of the Trainer's reporters, and the run's name that W&B puts before
 the keys of a chart it exports, are taken off where the name is not known with them. Sources are named by host; the
@@ -8,8 +11,8 @@ estimators k1, k2, k3 are those of `adaptive_warmup.signals`. To read another pr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from adaptive_warmup.signals import KL_SOURCES, NAMES, KLSource, check_name, check_source
 
@@ -25,6 +28,7 @@ class Key(NamedTuple):
         scale: times this it has our unit and sign.
         source: how the KL was measured.
         ahead: what is logged at a step is used in the next one.
+        trainers: the classes of transformers and TRL 1.16 that report it so while they run.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Key(NamedTuple):
     scale: float = 1.0
     source: KLSource = "post_update"
     ahead: bool = False
+    trainers: tuple[str, ...] = ()
 
 
 class Derived(NamedTuple):
@@ -47,6 +52,26 @@ class Derived(NamedTuple):
     host: str
 
 
+class Formula(NamedTuple):
+    """A signal that a trainer does not report, but that follows from what it does.
+
+    Attributes:
+        signal: of `Signals`.
+        names: the keys that it follows from.
+        text: how, for people.
+        apply: how, given the trainer's `beta` and the values of the keys.
+        what: unit, estimator and reduction.
+        trainers: the classes of TRL 1.16 that it is right for.
+    """
+
+    signal: str
+    names: tuple[str, ...]
+    text: str
+    apply: Callable[..., Any]
+    what: str
+    trainers: tuple[str, ...]
+
+
 _PER_TOKEN = "nats per response token"
 _SUM = "mean over sequences of the sum over a sequence, signed, in units of reward"
 _SCORE = "mean score, without the KL"
@@ -54,6 +79,9 @@ _IN_LOOP = f"{_PER_TOKEN}, read in the loop before each mini-batch's update"
 _PRE_CLIP = "L2, before clipping"
 _VERL, _OLD_VERL, _TRL, _PPO, _OLDEST = "verl", "verl of 2024", "TRL", "TRL's PPO", "TRL's PPO before 0.12"
 _SB3, _OURS, _TRAINER = "Stable-Baselines3", "adaptive_warmup.ppo", "transformers"
+_GRPO, _RLOO, _ASYNC, _ONLINE = "GRPOTrainer", "RLOOTrainer", "AsyncGRPOTrainer", "OnlineDPOTrainer"
+_WITH_ENTROPY = ("SFTTrainer", "DPOTrainer", "KTOTrainer", _GRPO, _RLOO, _ASYNC)
+_ANY = ("Trainer",)
 
 # Of several keys for one signal, the first that the run has is taken.
 KEYS: tuple[Key, ...] = (
@@ -68,14 +96,14 @@ KEYS: tuple[Key, ...] = (
     Key("actor/reward_kl_penalty", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", _VERL),
     Key("critic/kl", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", "Search-R1"),
     Key("critic/score/mean", "task_reward", _SCORE, _VERL),
-    Key("objective/scores", "task_reward", _SCORE, _PPO),
+    Key("objective/scores", "task_reward", _SCORE, _PPO, trainers=(_ONLINE,)),
     Key("ppo/mean_scores", "task_reward", _SCORE, _OLDEST),
-    Key("reward", "task_reward", _SCORE, "TRL's GRPO and RLOO"),
+    Key("reward", "task_reward", _SCORE, "TRL's GRPO and RLOO", trainers=(_GRPO, _RLOO)),
     Key("rollout/ep_rew_mean", "task_reward", "mean return of the episodes", _SB3),
     Key("objective/non_score_reward", "kl_reward", _SUM, _PPO),
     Key("actor/grad_norm", "grad_norm", _PRE_CLIP, _VERL),
     Key("policy/grad_norm", "grad_norm", _PRE_CLIP, _OURS),
-    Key("grad_norm", "grad_norm", _PRE_CLIP, _TRAINER),
+    Key("grad_norm", "grad_norm", _PRE_CLIP, _TRAINER, trainers=_ANY),
     Key("actor/lr", "lr", "of the policy, logged one step ahead", _VERL, ahead=True),
     Key("actor/lr(1e-4)", "lr", "of the policy, in units of 1e-4, logged one step ahead", _OLD_VERL, 1e-4, ahead=True),
     Key("learning_rate", "lr", "that the step used", _TRAINER),
@@ -84,17 +112,17 @@ KEYS: tuple[Key, ...] = (
     Key("actor/pg_loss", "loss", "policy loss", _VERL),
     Key("loss/policy_avg", "loss", "policy loss", _PPO),
     Key("ppo/loss/policy", "loss", "policy loss", _OLDEST),
-    Key("loss", "loss", "that was minimised", _TRAINER),
+    Key("loss", "loss", "that was minimised", _TRAINER, trainers=_ANY),
     Key("actor/pg_clipfrac", "clip_fraction", "share of response tokens", _VERL),
     Key("policy/clipfrac_avg", "clip_fraction", "share of response tokens", _PPO),
     Key("ppo/policy/clipfrac", "clip_fraction", "share of response tokens", _OLDEST),
-    Key("clip_ratio/region_mean", "clip_fraction", "share of response tokens", _TRL),
+    Key("clip_ratio/region_mean", "clip_fraction", "share of response tokens", _TRL, trainers=(_GRPO, _ASYNC)),
     Key("clip_ratio", "clip_fraction", "share of response tokens", _TRL),
     Key("clip_fraction", "clip_fraction", "share of actions", _SB3),
     Key("actor/entropy", "entropy", _PER_TOKEN, _VERL),
     Key("actor/entropy_loss", "entropy", _PER_TOKEN, _VERL),
     Key("policy/entropy_avg", "entropy", _PER_TOKEN, _PPO),
-    Key("entropy", "entropy", _PER_TOKEN, _TRL),
+    Key("entropy", "entropy", _PER_TOKEN, _TRL, trainers=_WITH_ENTROPY),
     Key("entropy_loss", "entropy", "minus the entropy, nats per action", _SB3, -1.0),
     Key("critic/vf_explained_var", "explained_variance", "of the returns", _VERL),
     Key("value/explained_variance", "explained_variance", "of the returns", _OURS),
@@ -108,13 +136,44 @@ DERIVED: tuple[Derived, ...] = (
     Derived("reference_kl", "objective/kl", "/", "completions/mean_length", f"k1, {_PER_TOKEN}, signed", _TRL),
 )
 
+# Keys that mean this in these trainers, and in a log nobody knows what.
+IN_A_TRAINER: tuple[Key, ...] = (
+    Key("kl", "reference_kl", f"k3 against the reference (beta not 0), {_PER_TOKEN}, no sign", _TRL, trainers=(_GRPO,)),
+    Key("kl", "reference_kl", f"k1 against the reference (beta not 0), {_PER_TOKEN}, signed", _TRL, trainers=(_RLOO,)),
+    Key("kl", "kl", f"k3 from the policy that sampled, {_IN_LOOP}", _TRL, source="in_loop", trainers=(_ASYNC,)),
+    Key("clip_ratio/region_mean", "clip_fraction", "share of sequences", _TRL, trainers=(_RLOO,)),
+)
+FORMULAS: tuple[Formula, ...] = (
+    Formula(
+        "kl_reward",
+        ("kl", "completions/mean_length"),
+        "-beta * kl * completions/mean_length",
+        lambda beta, kl, length: -beta * kl * length,
+        f"{_SUM}, k1",
+        (_RLOO,),
+    ),
+    # Not its objective/non_score_reward: that one counts the padding after a response's end too.
+    Formula(
+        "kl_reward",
+        ("rewards/chosen", "rewards/rejected"),
+        "-(rewards/chosen + rewards/rejected) / 2",
+        lambda beta, chosen, rejected: -(chosen + rejected) / 2,
+        f"{_SUM}, k1",
+        (_ONLINE,),
+    ),
+)
+
 _REFERENCE = "not the size of a policy step: not used for the ceiling"
 _CONTAINS = "the KL is in it: no task reward"
 _CRITIC = "of the value model; the warmup replayed is the policy's"
 
 # Keys that look as if they could serve, and why they do not.
 UNFIT: tuple[tuple[str, str], ...] = (
-    ("kl", f"a KL against the reference (k3 in TRL's GRPO, k1 in RLOO), {_REFERENCE}; if yours is, say --map 'KEY=kl'"),
+    (
+        "kl",
+        "a KL against the reference (k3 in TRL's GRPO, k1 in RLOO; in KTO of mismatched pairs, a sum over a sequence),"
+        f" {_REFERENCE}; if yours is, say --map 'KEY=kl'",
+    ),
     ("actor/kl_loss", f"k3 against the reference, {_REFERENCE}; it hides the sign"),
     ("objective/kl", f"k1 against the reference, a sum over a sequence, {_REFERENCE}; per token it needs a length"),
     ("objective/rlhf_reward", _CONTAINS),
@@ -122,6 +181,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("ppo/mean_non_score_reward", "a mean over tokens; a KL reward is the sum over a sequence"),
     ("objective/entropy", "minus the log-probabilities summed over a sequence: no entropy per token"),
     ("(critic/(lr|grad_norm|vf_loss).*)|value_lr|value/grad_norm|loss/value_avg|value_loss", _CRITIC),
+    ("rewards/(chosen|rejected|margins|accuracies)", "of the data, or of the loss: no score of what the policy does"),
     ("rewards/.*", "a part of the reward; the whole is `reward`"),
 )
 _TELLING = re.compile(r"kl|reward|score|(^|[/_])lr|learning_rate|grad|return", re.IGNORECASE)
@@ -135,7 +195,7 @@ def table(mapping: Mapping[str, str]) -> dict[str, Key]:
         TypeError: a signal that we do not know, with the nearest that we do.
         ValueError: a kl_source that we do not know.
     """
-    mine = {key: _mapped(key, signal) for key, signal in mapping.items()}
+    mine = {key: mapped(key, signal) for key, signal in mapping.items()}
     return mine | {key.name: key for key in KEYS if key.name not in mine}
 
 
@@ -159,7 +219,18 @@ def unfit(name: str) -> str | None:
     return f"unknown; if it is a signal, say --map '{name}=SIGNAL'" if _TELLING.search(name) else None
 
 
-def _mapped(key: str, signal: str) -> Key:
+def of_trainer(classes: set[str]) -> tuple[tuple[Key, ...], tuple[Formula, ...]]:
+    """What a trainer reports while it runs, and what follows from it, by the names of its class and bases."""
+    rows = tuple(key for key in (*KEYS, *IN_A_TRAINER) if classes.intersection(key.trainers))
+    return rows, tuple(one for one in FORMULAS if classes.intersection(one.trainers))
+
+
+def mapped(key: str, signal: str) -> Key:
+    """A key of the user's.
+
+    Raises:
+        TypeError, ValueError: as `table`.
+    """
     name, _, source = signal.partition(":")
     if name != "lr":
         check_name(name)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from tests.integrations.trainers import (
@@ -160,13 +160,27 @@ def test_bf16_autocast(tmp_path: Path) -> None:
         ({"min_warmup_steps": 9, "warmup_steps": 4}, ValueError, "min_warmup_steps=9"),
         ({"law": "quadratic"}, ValueError, "law='quadratic'"),
         ({"on_gaming": "panic"}, ValueError, "on_gaming='panic'"),
-        ({"warmup": 10}, TypeError, "'warmup'"),
+        ({"warmup": 10}, TypeError, "unknown setting 'warmup': known are warmup_steps, target_kl"),
     ],
 )
 def test_bad_settings_are_refused_at_construction(settings: Any, error: Any, words: str) -> None:
     with pytest.raises(error) as caught:
         AdaptiveWarmupCallback(**settings)
     assert words in str(caught.value)
+
+
+def test_a_trainer_is_no_setting(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"Trainer\(\.\.\., callbacks=\[AdaptiveWarmupCallback\(\)\]\)"):
+        AdaptiveWarmupCallback(trainer(tmp_path))
+
+
+def test_an_optimizer_without_a_schedule_is_refused(tmp_path: Path) -> None:
+    class Bare(Trainer):
+        def create_scheduler(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    with pytest.raises(ValueError, match="needs an optimizer and an lr schedule: let the Trainer make both"):
+        trainer(tmp_path, [AdaptiveWarmupCallback()], cls=Bare).train()
 
 
 def test_unknown_signals_are_refused_with_the_nearest_name() -> None:

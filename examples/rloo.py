@@ -1,0 +1,40 @@
+"""RLOO with adaptive warmup: `python examples/rloo.py`, or with `--model` a real policy.
+
+RLOO reports no policy KL, so the controller is a brake. It sees the task reward, the gradient norm, and the KL reward,
+which RLOO pays and does not report: it is derived from what RLOO does. `warmup.observe(kl=...)` would make it more.
+"""
+
+from __future__ import annotations
+
+import torch
+from common import digits, parse, tell
+from datasets import Dataset
+from trl import RLOOConfig, RLOOTrainer
+
+from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
+
+options = parse(__doc__, "rloo")
+warmup = AdaptiveWarmupCallback()
+trainer = RLOOTrainer(
+    model=options.model,
+    reward_funcs=digits,
+    args=RLOOConfig(
+        output_dir=options.out,
+        max_steps=options.steps,
+        learning_rate=options.lr,
+        warmup_steps=40,  # the nominal warmup
+        lr_scheduler_type="constant_with_warmup",
+        per_device_train_batch_size=32,
+        num_generations=8,
+        max_completion_length=12,
+        beta=0.01,
+        bf16=torch.cuda.is_available(),
+        logging_steps=1,
+        save_strategy="no",
+        report_to=options.report_to,
+    ),
+    train_dataset=Dataset.from_dict({"prompt": [f"Number {i}: " for i in range(100)]}),
+    callbacks=[warmup],
+)
+trainer.train()
+tell(trainer, warmup, "reward")

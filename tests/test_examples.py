@@ -1,0 +1,78 @@
+"""The examples run as a user starts them, and the controller decides in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from adaptive_warmup.readers import read
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+class Done(NamedTuple):
+    said: str
+    state: Path
+
+    def logged(self, name: str) -> list[float]:
+        history = json.loads(self.state.read_text())["log_history"]
+        return [logs[name] for logs in history if "loss" in logs and name in logs]
+
+
+def run(name: str, folder: Path, *options: Any) -> Done:
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(EXAMPLES / name), "--out", str(folder), *map(str, options)]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return Done(done.stdout, folder / "trainer_state.json")
+
+
+def test_these_are_all() -> None:
+    scripts = {path.name for path in EXAMPLES.glob("*.py")} - {"common.py"}
+    assert scripts == {"grpo.py", "rloo.py", "sft.py"}
+
+
+def test_grpo_finds_its_ceiling(tmp_path: Path) -> None:
+    done = run("grpo.py", tmp_path, "--steps", 24)
+    factors, nominal = done.logged("adaptive_warmup/factor"), done.logged("adaptive_warmup/nominal")
+    assert len(factors) == 24
+    assert done.logged("learning_rate") == pytest.approx([0.02 * factor for factor in factors])
+    assert factors[:2] == pytest.approx(nominal[:2])
+    ceilings = done.logged("adaptive_warmup/ceiling")
+    assert ceilings
+    assert max(ceilings) < 1.0
+    assert nominal[-1] == 1.0
+    assert factors[-1] < 0.5  # the nominal warmup is over, and the run does not bear the peak
+    assert len(set(ceilings)) > 2
+    assert {2.0, 3.0} & set(done.logged("adaptive_warmup/phase"))  # backing off, at the ceiling
+    assert "kl (clip_ratio/region_mean), task_reward (reward)" in done.said
+
+
+def test_rloo_has_its_kl_reward_and_slows_the_warmup(tmp_path: Path) -> None:
+    done = run("rloo.py", tmp_path, "--steps", 24, "--lr", 0.04)
+    assert "kl_reward (derived: -beta * kl * completions/mean_length)" in done.said
+    factors, nominal = done.logged("adaptive_warmup/factor"), done.logged("adaptive_warmup/nominal")
+    assert all(factor <= up + 1e-9 for factor, up in zip(factors, nominal, strict=True))
+    assert factors[-1] < nominal[-1] - 1e-3  # its gradients grow out of the range of those before
+    past = read(done.state).past
+    assert {"task_reward", "grad_norm", "lr"} <= past.columns.keys()
+
+
+def test_sft_cuts_an_outlying_update(tmp_path: Path) -> None:
+    done = run("sft.py", tmp_path, "--steps", 40, "--lr", 0.04)
+    factors, nominal = done.logged("adaptive_warmup/factor"), done.logged("adaptive_warmup/nominal")
+    lrs = done.logged("learning_rate")
+    cuts = [lr / (0.04 * factor) for lr, factor in zip(lrs, factors, strict=True)]  # the warmup is the whole run here
+    assert min(cuts) < 0.8
+    assert max(cuts) == pytest.approx(1.0)
+    assert factors[-1] < nominal[-1] - 0.01
