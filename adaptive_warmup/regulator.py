@@ -61,6 +61,11 @@ class Regulator:
             taken["kl_source"] = kl_source or "post_update"
         self._waiting |= taken
 
+    @property
+    def kl_source(self) -> str | None:
+        """How the KL was measured that waits for the next decision; None where none does."""
+        return self._waiting["kl_source"] if "kl" in self._waiting else None
+
     def cut(self, grad_norm: float) -> float:
         """What to multiply the lr of the coming update by, in (0, 1], given its gradient's norm (see `laws.cut`)."""
         cut = laws.cut(self.config, self.state, grad_norm)

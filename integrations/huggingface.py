@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from adaptive_warmup.controller import Config, Decision
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
+from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice, default_target
 from adaptive_warmup.regulator import Regulator
 from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
 
@@ -39,7 +40,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
         trainer = Trainer(..., callbacks=[AdaptiveWarmupCallback()])
 
     Reads the loss and the gradient norm before clipping at every step, whatever `logging_steps` is, and what
-    `observe` is given. Logs `adaptive_warmup/*` with the Trainer's own logs:
+    `observe` is given. Where nobody reports a post-update KL it measures one itself, see `probe`. Logs
+    `adaptive_warmup/*` with the Trainer's own logs:
 
     - `factor`: the lr of the step logged was the schedule's lr times this; `nominal`: what it would be without signals
     - `progress`, `ceiling`: as in `Decision`, ceiling only once it is known
@@ -50,13 +52,18 @@ class AdaptiveWarmupCallback(TrainerCallback):
     Args:
         warmup_steps: the nominal warmup. None: the Trainer's own `warmup_steps`, which this then replaces (its ramp is
             not applied on top); where that is 0, `default_warmup_steps(max_steps)`.
+        probe: `"auto"`, a `PolicyProbe` of your own, or None for none. It costs at most 2 % of the training time, but
+            is timed, so that two runs are not the same to the bit: `PolicyProbe(max_cost=None)` for that.
         settings: those of `Config` by name.
 
     Raises:
         TypeError, ValueError: a setting that is unknown or out of range.
     """
 
-    def __init__(self, warmup_steps: int | None = None, **settings: Any) -> None:
+    def __init__(self, warmup_steps: int | None = None, *, probe: Choice = "auto", **settings: Any) -> None:
+        check_choice(probe)
+        self._choice = probe
+        self._probe: TrainerProbe | None = None
         self._settings = {"warmup_steps": warmup_steps, **settings}
         Config(**{**self._settings, "warmup_steps": warmup_steps or 10**9})  # bad settings fail here, not in train()
         if warmup_steps is not None:
@@ -100,9 +107,10 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._metric_driven = wants_a_metric(schedule)
         # Noted in the groups for the schedules that do not; with them it is saved and loaded.
         self._peak = peak_lrs(schedule, [g.setdefault("initial_lr", float(g["lr"])) for g in optimizer.param_groups])[0]
-        self.regulator = Regulator(self._config(args, state.max_steps))
+        trainer = calling_trainer(self)
+        self.regulator = Regulator(self._config(args, state.max_steps, default_target(trainer, self._choice)))
         self._resume(state)
-        self._attach(calling_trainer(self))
+        self._attach(trainer)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Put our lr in place of the schedule's."""
@@ -111,9 +119,13 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._theirs = self._lrs()
         self._ours = self._theirs if self._metric_driven else scheduled_lrs(self._schedule)
         self._drive(factor)
+        if self._probe:
+            self._probe.begin()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Cut this update if its gradient is an outlier; skip it if no lr would make it harmless."""
+        if self._probe:
+            self._probe.before()
         if self._grad_norm is None:
             return
         norm = float(self._grad_norm)
@@ -133,6 +145,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide on the next step's factor."""
         used = self._used = self._regulator.decision
+        if self._probe:
+            self._probe.after(self._regulator)
         self._regulator.observe(loss=self._loss, grad_norm=self._grad_norm)
         self._regulator.decide(self._ours[0] / self._peak if self._peak else 0.0)
         agree(self._regulator)
@@ -160,7 +174,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
             raise RuntimeError("AdaptiveWarmupCallback was added while training ran: add it before trainer.train().")
         return self.regulator
 
-    def _config(self, args: TrainingArguments, max_steps: int) -> Config:
+    def _config(self, args: TrainingArguments, max_steps: int, defaults: dict[str, float]) -> Config:
         ramp = built_in_warmup(self._schedule)
         theirs = ramp or args.get_warmup_steps(max_steps)
         ours = self._settings["warmup_steps"]
@@ -168,7 +182,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         source = "the callback's setting" if ours else "the Trainer's warmup_steps" if theirs else "a tenth of the run"
         replaced = f"; replaces the Trainer's ramp of {ramp} steps" if ramp else ""
         _log.info("nominal warmup %d steps (%s)%s", steps, source, replaced)
-        return Config(**{**self._settings, "warmup_steps": steps})
+        return Config(**{**defaults, **self._settings, "warmup_steps": steps})
 
     def _resume(self, state: TrainerState) -> None:
         self._stored = cast("dict[str, Any]", state.stateful_callbacks)
@@ -193,6 +207,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
         tap(self._untap, trainer, "training_step", self._see_loss)
         tap(self._untap, trainer, "log", self._add_figures)
         tap(self._untap, trainer, "_save_checkpoint", self._save)
+        self._probe = None
+        if self._choice and self._regulator.config.law != "linear":
+            self._probe = TrainerProbe(self._choice, trainer, self._untap)
 
     def _see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._grad_norm = original(*args, **kwargs)
