@@ -54,7 +54,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
             not applied on top); where that is 0, `default_warmup_steps(max_steps)`.
         probe: `"auto"`, a `PolicyProbe` of your own, or None for none. It costs at most 2 % of the training time, but
             is timed, so that two runs are not the same to the bit: `PolicyProbe(max_cost=None)` for that.
-        settings: those of `Config` by name.
+        settings: those of `Config` by name. Where the probe measures plain training, `target_kl` is .03 by default.
 
     Raises:
         TypeError, ValueError: a setting that is unknown or out of range.
@@ -209,7 +209,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         tap(self._untap, trainer, "_save_checkpoint", self._save)
         self._probe = None
         if self._choice and self._regulator.config.law != "linear":
-            self._probe = TrainerProbe(self._choice, trainer, self._untap)
+            self._probe = TrainerProbe(self._choice, trainer, self._untap, "target_kl" not in self._settings)
 
     def _see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._grad_norm = original(*args, **kwargs)
