@@ -76,7 +76,7 @@ def predictions(model: nn.Module, part: Excerpt) -> Tensor:
             f"{type(model).__name__} returns no logits [rows, positions, vocabulary] (found {found}): have its forward"
             " return them, as `logits`"
         )
-    return logits if logits.shape[1] == len(part.positions_P) else logits[:, part.positions_P]
+    return logits if logits.shape[1] == len(part.positions_P) else logits[:, part.positions_P.to(logits.device)]
 
 
 def divergence(before_RPV: Tensor, after_RPV: Tensor, counted_RP: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,7 @@ def divergence(before_RPV: Tensor, after_RPV: Tensor, counted_RP: Tensor) -> tup
     """
     chunks = [torch.split(logits_RPV.flatten(0, 1), _CHUNK) for logits_RPV in (before_RPV, after_RPV)]
     kl = torch.cat([_kl(before, after) for before, after in zip(*chunks, strict=True)])
-    counted = counted_RP.flatten()
+    counted = counted_RP.flatten().to(kl.device)
     return torch.where(counted, kl, 0.0).sum(), counted.sum()
 
 

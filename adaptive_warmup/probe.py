@@ -32,8 +32,9 @@ class PolicyProbe:
             scheduler.step()
 
     Call both at every update: most calls do nothing, and `after` gives None. In reinforcement learning the batch must
-    be of the current rollout, with labels of -100 but for the tokens that the policy sampled; elsewhere a few fixed
-    training sequences will do. A step of several updates (mini-batches) has one `before` and one `after`.
+    be of the current rollout, with labels of -100 but for the tokens that the policy sampled. Elsewhere a few fixed
+    training sequences will do, and a run bears more: `AdaptiveWarmup(..., target_kl=0.03)`. A step of several updates
+    (mini-batches) has one `before` and one `after`.
 
     Time: two forwards without gradient a measurement, and `max_cost` of the training time at most: each measurement is
     paid for by the updates until the next, and one that is too dear looks at fewer rows from then on. The first is not

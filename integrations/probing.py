@@ -85,6 +85,8 @@ class TrainerProbe:
             self._probe.retire("the host reports a post-update KL of its own")
             if self._chose_target:
                 regulator.config = replace(regulator.config, target_kl=Config.target_kl)
+        elif regulator.state.finished is not None and not regulator.config.guard:
+            self._probe.retire("the warmup is done, and nothing is guarded after it")
         elif kl is not None:
             regulator.observe(kl=kl, kl_source="probe")
 

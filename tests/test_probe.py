@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from hypothesis import given
@@ -136,6 +137,11 @@ def test_only_labelled_tokens_count_and_padding_on_either_side_changes_nothing()
         assert measured(gpt(), padded) == pytest.approx(everything, rel=1e-4)  # then the mask tells
 
 
+def test_a_broken_model_reads_nan_which_is_for_the_controller_to_name() -> None:
+    coin = Coin()
+    assert math.isnan(measured(coin, tokens(), lambda _: coin.becomes(math.nan)))
+
+
 def test_a_batch_without_a_label_gives_no_kl_and_the_next_one_does() -> None:
     coin, probe, ids = Coin(), PolicyProbe(every=1), tokens()
     for label, expected in ((-100, type(None)), (1, float)):
@@ -233,7 +239,6 @@ def test_a_model_in_bf16_reads_within_its_floor() -> None:
 
 
 def test_adapters() -> None:
-    peft = pytest.importorskip("peft")
     model = peft.get_peft_model(
         gpt(), peft.LoraConfig(target_modules=["c_attn"], lora_dropout=0.5, fan_in_fan_out=True)
     )

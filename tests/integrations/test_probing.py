@@ -138,6 +138,15 @@ def test_a_host_that_reports_a_kl_of_its_own_needs_none(tmp_path: Path, caplog: 
     assert record.lrs[-1] == pytest.approx(0.3 * PEAK)
 
 
+def test_after_handing_over_nothing_is_measured_any_more(tmp_path: Path) -> None:
+    probe = steady(every=1)
+    warmup = AdaptiveWarmupCallback(2, probe=probe, guard=False, target_kl=1e9)
+    record = Record(warmup)
+    trainer(tmp_path, [record, warmup], model=gpt(), data=texts(), **FLAT).train()
+    assert [kl is not None for kl in kls(record)] == [True] + [False] * 11
+    assert probe.off
+
+
 def test_an_update_that_was_skipped_is_no_evidence(tmp_path: Path) -> None:
     class Breaks(Trainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:

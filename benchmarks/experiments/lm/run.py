@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from sweep import ADAPTIVE, FIXED, MATCHED, RADAM, STEPS, cells
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -23,6 +23,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
+
+sys.path.insert(0, str(Path(__file__).parents[3]))  # run as a script, it does not find what stands beside it
+from benchmarks.experiments.lm.sweep import ADAPTIVE, FIXED, MATCHED, RADAM, STEPS, cells  # noqa: E402
 
 RUNS = Path(__file__).parents[2] / "results" / "lm" / "runs.jsonl"
 TOKENS, BATCH = 64, 16
