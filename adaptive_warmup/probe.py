@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 from adaptive_warmup.predictions import Excerpt, divergence, excerpt, first_input, predictions
 
 _log = logging.getLogger("adaptive_warmup")
+Batch = Mapping[str, Any] | Tensor
 _MEMORY = 5  # durations of which the median counts: one evaluation, or one hiccup, is no trend
 
 
@@ -83,11 +84,15 @@ class PolicyProbe:
         if max_cost is not None and not 0.0 < max_cost < 1.0:
             raise ValueError(f"max_cost={max_cost!r} must be a share of the training time such as 0.02, or None.")
         self.sequences, self.positions, self.length, self.every = sequences, positions, length, every
-        self.max_cost, self.causal = max_cost, causal
+        self.max_cost, self.causal, self._clock = max_cost, causal, clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything: the next update is the first."""
         self.off = False
         self.memory = 0  # bytes of logits that the latest measurement held from before to after
-        self._pace = _Pace(sequences, every, max_cost)
-        self._timer = _Timer(clock)
+        self._pace = _Pace(self.sequences, self.every, self.max_cost)
+        self._timer = _Timer(self._clock)
         self._left = 0  # updates until the next measurement
         self._measuring = False
         self._leaving: str | None = None
@@ -98,13 +103,14 @@ class PolicyProbe:
         """Whether the next `before` will measure."""
         return not self.off and self._left == 0
 
-    def before(self, model: nn.Module, batch: Mapping[str, Any] | Tensor) -> None:
+    def before(self, model: nn.Module, batch: Batch | Callable[[], Batch]) -> None:
         """Note what the model predicts before the update, if a measurement is due.
 
         Args:
             model: the model as the host runs it, wrapped or not.
-            batch: its inputs by name, or token ids `[rows, tokens]`. `labels` are not given to the model: -100 there
-                marks what does not count. Without labels the attention mask tells.
+            batch: its inputs by name, or token ids `[rows, tokens]`, or a function that gives either, called where a
+                measurement is due. `labels` are not given to the model: -100 there marks what does not count. Without
+                labels the attention mask tells.
         """
         self._measuring = self.due
         if self._measuring:
@@ -139,8 +145,9 @@ class PolicyProbe:
         """Measure no more: where there are several processes, all of them, from the next measurement on."""
         self._leaving = self._leaving or reason
 
-    def _note(self, model: nn.Module, batch: Mapping[str, Any] | Tensor) -> None:
-        inputs = {first_input(model): batch} if isinstance(batch, Tensor) else batch
+    def _note(self, model: nn.Module, batch: Batch | Callable[[], Batch]) -> None:
+        given = batch() if callable(batch) else batch
+        inputs = {first_input(model): given} if isinstance(given, Tensor) else given
         part = excerpt(inputs, self._pace.rows, self.positions, self.length, self.causal)
         self._baseline = part, predictions(model, part)
         self.memory = self._baseline[1].nbytes

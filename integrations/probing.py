@@ -62,6 +62,7 @@ class TrainerProbe:
         self._chose_target = chose_target
         self._bare: Any = trainer.accelerator.unwrap_model(trainer.model)
         self._probe = choice if isinstance(choice, PolicyProbe) else _made_for(trainer, self._bare)
+        self._probe.restart()
         self._model: nn.Module = self._bare
         self._seen: list[Mapping[str, Any]] = []  # inputs of the running step, a micro-batch each
         self._fixed: dict[str, Tensor] | None = None
@@ -75,7 +76,7 @@ class TrainerProbe:
     def before(self) -> None:
         """The gradient is ready, the update is next; what forward and backward held is free by now."""
         self._listening = False
-        self._probe.before(self._model, self._sequences() if self._seen else {})
+        self._probe.before(self._model, self._sequences)
         self._seen = []
 
     def after(self, regulator: Regulator) -> None:
@@ -99,6 +100,8 @@ class TrainerProbe:
         return original(model, inputs, *args, **kwargs)
 
     def _sequences(self) -> dict[str, Tensor]:
+        if not self._seen:
+            raise ValueError("no inputs came by: this Trainer's training_step does not call compute_loss")
         if "prompt_ids" in self._seen[0] and "completion_ids" in self._seen[0]:
             return _joined([_rollout(inputs) for inputs in self._seen])
         if self._fixed is None:

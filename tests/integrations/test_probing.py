@@ -171,6 +171,29 @@ def test_a_model_without_a_vocabulary_is_told_once_and_warms_up_as_ever(
     assert "probe=None" in caplog.text
 
 
+def test_a_trainer_that_shows_no_inputs_trains_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Own(Trainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
+            loss = model(**inputs).loss
+            loss.backward()
+            return loss.detach()
+
+    record, warmup = Record(), AdaptiveWarmupCallback(4)
+    trainer(tmp_path, [record, warmup], cls=Own, model=gpt(), data=texts(), **FLAT).train()
+    assert record.lrs == pytest.approx([PEAK * up for up in RAMP])
+    assert caplog.text.count("training_step does not call compute_loss") == 1
+
+
+def test_training_twice_with_one_probe_is_measured_from_the_start_each_time(tmp_path: Path) -> None:
+    warmup = AdaptiveWarmupCallback(4, probe=steady(every=8))
+    record = Record(warmup)
+    run = trainer(tmp_path, [record, warmup], model=gpt(), data=texts(), **FLAT)
+    for _ in range(2):
+        record.signals.clear()
+        run.train()
+        assert [step for step, kl in enumerate(kls(record)) if kl is not None] == [0, 8]
+
+
 def test_what_is_no_probe_is_refused() -> None:
     with pytest.raises(TypeError, match="probe=True is unknown: use 'auto', None, or a PolicyProbe"):
         AdaptiveWarmupCallback(probe=True)  # type: ignore[arg-type]
@@ -232,7 +255,7 @@ def test_rollouts_are_measured_at_every_update_on_what_the_policy_sampled_in_it(
 
     class Looks(PolicyProbe):
         def before(self, model: Any, batch: Any) -> None:
-            looked_at.append(batch)
+            looked_at.append(batch())
             super().before(model, batch)
 
     warmup = AdaptiveWarmupCallback(4, probe=Looks(every=1, max_cost=None))

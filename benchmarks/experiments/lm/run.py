@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # run as a script, it does not find what stands beside it
-from benchmarks.experiments.lm.sweep import ADAPTIVE, FIXED, MATCHED, RADAM, STEPS, cells  # noqa: E402
+from benchmarks.experiments.lm.sweep import ADAPTIVE, FIXED, MATCHED, RADAM, STEPS, cells
 
 RUNS = Path(__file__).parents[2] / "results" / "lm" / "runs.jsonl"
 TOKENS, BATCH = 64, 16
