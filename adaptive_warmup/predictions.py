@@ -37,21 +37,20 @@ def excerpt(batch: Mapping[str, Any], rows: int, positions: int, length: int, ca
     lead = next((t for name, t in tensors.items() if t.dim() > 1 and name != "labels"), None)
     if lead is None:
         raise ValueError(f"no tensor [rows, tokens] among {', '.join(batch) or 'no inputs'}: give it token ids")
-    counted_BT = _counted(tensors, lead, causal)
-    total = len(lead)
-    chosen_R = torch.arange(min(rows, total), device=lead.device) * total // min(rows, total)
-    counted_RT = counted_BT[chosen_R]
+    total, width = lead.shape[:2]
+    chosen_R = _spread(torch.arange(total, device=lead.device), rows)
+    counted_RT = _counted(tensors, lead, causal)[chosen_R]
     (columns,) = counted_RT.any(0).nonzero(as_tuple=True)
     if not len(columns):
         columns = torch.zeros(1, dtype=torch.long, device=lead.device)  # run, but nothing there counts
-    end = int(columns[0]) + length if causal else counted_RT.shape[1]
-    columns = columns[columns < end]
-    most = min(max(positions // len(chosen_R), 1), len(columns))
-    columns = columns[torch.arange(most, device=lead.device) * len(columns) // most]
-    inputs = {name: value[chosen_R] if len(value) == total else value for name, value in tensors.items() if value.dim()}
-    inputs.pop("labels", None)
+    inputs = {
+        name: t[chosen_R] if len(t) == total else t for name, t in tensors.items() if t.dim() and name != "labels"
+    }
     if causal:
-        inputs = {name: t[:, :end] if t.shape[1:2] == lead.shape[1:2] else t for name, t in inputs.items()}
+        end = int(columns[0]) + length
+        columns = columns[columns < end]
+        inputs = {name: t[:, :end] if t.shape[1:2] == (width,) else t for name, t in inputs.items()}
+    columns = _spread(columns, max(positions // len(chosen_R), 1))
     return Excerpt(inputs, columns, counted_RT[:, columns])
 
 
@@ -93,6 +92,11 @@ def divergence(before_RPV: Tensor, after_RPV: Tensor, counted_RP: Tensor) -> tup
 def first_input(model: nn.Module) -> str:
     """The name of the first argument of the model's forward."""
     return _parameters(_bare(model))[0]
+
+
+def _spread(of: Tensor, most: int) -> Tensor:
+    count = min(most, len(of))
+    return of[torch.arange(count, device=of.device) * len(of) // count]
 
 
 def _kl(before_NV: Tensor, after_NV: Tensor) -> Tensor:

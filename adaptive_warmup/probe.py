@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 import statistics
 import time
 from collections import deque
@@ -79,7 +78,7 @@ class PolicyProbe:
     ) -> None:
         counts = {"sequences": sequences, "positions": positions, "length": length, "every": every}
         for name, value in counts.items():
-            if operator.index(value) < 1 or isinstance(value, bool):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
         if max_cost is not None and not 0.0 < max_cost < 1.0:
             raise ValueError(f"max_cost={max_cost!r} must be a share of the training time such as 0.02, or None.")
