@@ -86,6 +86,8 @@ def table(means: Losses, count: int) -> str:
 def rebuilt() -> dict[Path, str]:
     """Every file that this makes, with its text."""
     seeds = losses_by_seed()
+    if not seeds:
+        return {}  # nothing is claimed before a seed is complete
     means = {key: mean([losses[key] for losses in seeds]) for key in seeds[0]}
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
