@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adaptive_warmup.controller import Config, Decision, State
+    from adaptive_warmup.probe import PolicyProbe
     from adaptive_warmup.regulator import Regulator
     from adaptive_warmup.scheduler import AdaptiveWarmup
     from adaptive_warmup.signals import Signals
 
 __version__ = "0.1.0"
-__all__ = ["AdaptiveWarmup", "Config", "Decision", "Regulator", "Signals", "State"]
+__all__ = ["AdaptiveWarmup", "Config", "Decision", "PolicyProbe", "Regulator", "Signals", "State"]
 
 # Handed out when asked for: importing the package, or its pure parts, must not import torch.
 _HOMES = {
     "AdaptiveWarmup": "scheduler",
     "Config": "controller",
     "Decision": "controller",
+    "PolicyProbe": "probe",
     "Regulator": "regulator",
     "Signals": "signals",
     "State": "controller",

@@ -61,6 +61,11 @@ class Regulator:
             taken["kl_source"] = kl_source or "post_update"
         self._waiting |= taken
 
+    @property
+    def kl_source(self) -> str | None:
+        """How the KL was measured that waits for the next decision; None where none does."""
+        return self._waiting["kl_source"] if "kl" in self._waiting else None
+
     def supply(self, **signals: Any) -> None:
         """As `observe`, for what a host reports by itself: what somebody has observed since the last decision stays."""
         told = self._waiting.keys() | ({"kl_source"} if "kl" in self._waiting else set())

@@ -23,6 +23,7 @@ from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
+from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice, default_target
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.regulator import Regulator
 from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
@@ -42,8 +43,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
         trainer = Trainer(..., callbacks=[AdaptiveWarmupCallback()])
 
     Reads the loss and the gradient norm before clipping at every step, whatever `logging_steps` is; what the trainers
-    of TRL report of the step (docs/signals-of-trainers.md); and what `observe` is given, which goes first. Logs
-    `adaptive_warmup/*` (`integrations/figures.py`) with the Trainer's own logs.
+    of TRL report of the step (docs/signals-of-trainers.md); and what `observe` is given, which goes first. Where nobody
+    reports a post-update KL it measures one itself, see `probe`. Logs `adaptive_warmup/*` (`integrations/figures.py`)
+    with the Trainer's own logs.
 
     The feedback law skips an update whose gradient is not finite. The state travels in `trainer_state.json`.
 
@@ -53,7 +55,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
         log: a `DecisionLog`, or the path of one, into which the first process writes each step.
         signals: further keys of the trainer's, or of its logs, by signal: `{"my/kl": "kl:in_loop", "*/score":
             "task_reward"}`. Those of a log are means over `logging_steps`, and count for the step after it.
-        settings: those of `Config` by name.
+        probe: `"auto"`, a `PolicyProbe` of your own, or None for none. It costs at most 2 % of the training time, but
+            is timed, so that two runs are not the same to the bit: `PolicyProbe(max_cost=None)` for that.
+        settings: those of `Config` by name. Where the probe measures plain training, `target_kl` is .03 by default.
 
     Raises:
         TypeError, ValueError: a setting, or a signal, that is unknown or out of range.
@@ -64,12 +68,16 @@ class AdaptiveWarmupCallback(TrainerCallback):
         warmup_steps: int | None = None,
         *,
         signals: Mapping[str, str] | None = None,
+        probe: Choice = "auto",
         log: DecisionLog | Path | str | None = None,
         **settings: Any,
     ) -> None:
         if isinstance(warmup_steps, Trainer):
             raise TypeError("a Trainer takes the callback: Trainer(..., callbacks=[AdaptiveWarmupCallback()]).")
         check_settings(settings)
+        check_choice(probe)
+        self._choice = probe
+        self._probe: TrainerProbe | None = None
         self._settings = {"warmup_steps": warmup_steps, **settings}
         Config(**{**self._settings, "warmup_steps": warmup_steps or 10**9})  # bad settings fail here, not in train()
         if warmup_steps is not None:
@@ -121,12 +129,13 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._metric_driven = wants_a_metric(schedule)
         # Noted in the groups for the schedules that do not; with them it is saved and loaded.
         self._peak = peak_lrs(schedule, [g.setdefault("initial_lr", float(g["lr"])) for g in optimizer.param_groups])[0]
-        self.regulator = Regulator(self._config(args, state.max_steps))
+        trainer = calling_trainer(self)
+        self.regulator = Regulator(self._config(args, state.max_steps, default_target(trainer, self._choice)))
         self._resume(state)
         if self._log_to is not None:
             self._log = DecisionLog.of(self._log_to, lr=self._peak)
             self._log.open(self.regulator.config)
-        self._attach(calling_trainer(self))
+        self._attach(trainer)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Put our lr in place of the schedule's."""
@@ -136,9 +145,13 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._theirs = self._lrs()
         self._ours = self._theirs if self._metric_driven else scheduled_lrs(self._schedule)
         self._drive(factor)
+        if self._probe:
+            self._probe.begin()
 
     def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Cut this update if its gradient is an outlier; skip it if no lr would make it harmless."""
+        if self._probe:
+            self._probe.before()
         if self._grad_norm is None:
             return
         norm = float(self._grad_norm)
@@ -158,6 +171,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide on the next step's factor."""
         used = self._used = self._regulator.decision
+        if self._probe:
+            self._probe.after(self._regulator)
         self._regulator.observe(loss=self._loss, grad_norm=self._grad_norm)
         self._regulator.supply(**self._reader.end())
         self._regulator.decide(self._ours[0] / self._peak if self._peak else 0.0)
@@ -193,7 +208,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
             raise RuntimeError("AdaptiveWarmupCallback was added while training ran: add it before trainer.train().")
         return self.regulator
 
-    def _config(self, args: TrainingArguments, max_steps: int) -> Config:
+    def _config(self, args: TrainingArguments, max_steps: int, defaults: dict[str, float]) -> Config:
         ramp = built_in_warmup(self._schedule)
         theirs = ramp or args.get_warmup_steps(max_steps)
         ours = self._settings["warmup_steps"]
@@ -201,7 +216,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         source = "the callback's setting" if ours else "the Trainer's warmup_steps" if theirs else "a tenth of the run"
         replaced = f"; replaces the Trainer's ramp of {ramp} steps" if ramp else ""
         _log.info("nominal warmup %d steps (%s)%s", steps, source, replaced)
-        return Config(**{**self._settings, "warmup_steps": steps})
+        return Config(**{**defaults, **self._settings, "warmup_steps": steps})
 
     def _resume(self, state: TrainerState) -> None:
         self._stored = cast("dict[str, Any]", state.stateful_callbacks)
@@ -227,6 +242,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
         tap(self._untap, trainer, "training_step", self._see_loss)
         tap(self._untap, trainer, "log", self._add_figures)
         tap(self._untap, trainer, "_save_checkpoint", self._save)
+        self._probe = None
+        if self._choice and self._regulator.config.law != "linear":
+            self._probe = TrainerProbe(self._choice, trainer, self._untap, "target_kl" not in self._settings)
 
     def _see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._grad_norm = original(*args, **kwargs)

@@ -1,0 +1,152 @@
+"""A `PolicyProbe` under a Trainer, on sequences of its own inputs, for as long as nobody reports a KL as good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import Trainer
+
+from adaptive_warmup.controller import Config
+from adaptive_warmup.integrations.plumbing import tap
+from adaptive_warmup.predictions import IGNORED
+from adaptive_warmup.probe import PolicyProbe
+from adaptive_warmup.regulator import Regulator
+
+Choice = PolicyProbe | Literal["auto"] | None
+
+# Where labels stand at the position that predicts them; everywhere else position t predicts token t + 1.
+_ALIGNED = ("ForMaskedLM", "ForTokenClassification")
+_PADDING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+_TRAINING_TARGET = 0.03  # see `default_target`
+
+
+def check_choice(probe: Any) -> None:
+    """Raise TypeError if `probe` is nothing that the callback can probe with."""
+    if probe not in ("auto", None) and not isinstance(probe, PolicyProbe):
+        raise TypeError(f"probe={probe!r} is unknown: use 'auto', None, or a PolicyProbe.")
+
+
+def is_rl(trainer: Trainer | None) -> bool:
+    """Whether the Trainer samples from the policy that it trains: TRL's GRPO and RLOO and their kin."""
+    return hasattr(trainer, "num_generations")
+
+
+def default_target(trainer: Trainer | None, probe: Choice) -> dict[str, float]:
+    """The KL target where the user sets none, as a setting of `Config`, whose own is for reinforcement learning.
+
+    Plain training bears more. Our study held the KL of all steps at one target: .01 to .03 was best from scratch, .003
+    to .01 in fine-tuning and on rollouts. The target here is for the peak of the schedule, and the KL decays with the
+    square of that, to a third of it in the mean over a run that decays to 0; so .03 is .01 there.
+    """
+    config = getattr(getattr(trainer, "model", None), "config", None)
+    plain = probe is not None and hasattr(config, "vocab_size") and not is_rl(trainer)
+    return {"target_kl": _TRAINING_TARGET} if plain else {}
+
+
+class TrainerProbe:
+    """Measures the updates of one Trainer by a probe, and reports them to a regulator.
+
+    Plain training: on sequences of its first step, the same ones throughout. Where inputs have completions that were
+    sampled (`prompt_ids`, `completion_ids`): on those of the current step, since older ones go stale.
+    """
+
+    def __init__(
+        self, choice: PolicyProbe | Literal["auto"], trainer: Trainer, undo: ExitStack, chose_target: bool
+    ) -> None:
+        self._chose_target = chose_target
+        self._bare: Any = trainer.accelerator.unwrap_model(trainer.model)
+        self._probe = choice if isinstance(choice, PolicyProbe) else _made_for(trainer, self._bare)
+        self._probe.restart()
+        self._model: nn.Module = self._bare
+        self._seen: list[Mapping[str, Any]] = []  # inputs of the running step, a micro-batch each
+        self._fixed: dict[str, Tensor] | None = None
+        self._listening = False
+        tap(undo, trainer, "compute_loss", self._see_inputs)
+
+    def begin(self) -> None:
+        """A step begins: what comes by from now on until `before` are its inputs, and not an evaluation's."""
+        self._seen, self._listening = [], self._probe.due
+
+    def before(self) -> None:
+        """The gradient is ready, the update is next; what forward and backward held is free by now."""
+        self._listening = False
+        self._probe.before(self._model, self._sequences)
+        self._seen = []
+
+    def after(self, regulator: Regulator) -> None:
+        """The update is done: report its KL, but not beside one that the host reports itself."""
+        kl = self._probe.after(self._model)
+        if regulator.kl_source == "post_update":
+            self._probe.retire("the host reports a post-update KL of its own")
+            if self._chose_target:
+                regulator.config = replace(regulator.config, target_kl=Config.target_kl)
+        elif regulator.state.finished is not None and not regulator.config.guard:
+            self._probe.retire("the warmup is done, and nothing is guarded after it")
+        elif kl is not None:
+            regulator.observe(kl=kl, kl_source="probe")
+
+    def _see_inputs(
+        self, original: Callable[..., Any], model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self._listening and isinstance(inputs, Mapping):
+            self._model = model
+            self._seen.append(dict(inputs))  # as they are now: a loss function may take something out
+        return original(model, inputs, *args, **kwargs)
+
+    def _sequences(self) -> dict[str, Tensor]:
+        if not self._seen:
+            raise ValueError("no inputs came by: this Trainer's training_step does not call compute_loss")
+        if "prompt_ids" in self._seen[0] and "completion_ids" in self._seen[0]:
+            return _joined([_rollout(inputs) for inputs in self._seen])
+        if self._fixed is None:
+            self._fixed = _joined([_examples(inputs, self._bare) for inputs in self._seen])
+        return self._fixed
+
+
+def _made_for(trainer: Trainer, model: nn.Module) -> PolicyProbe:
+    """Where rollouts are sampled, updates are few and dear: each one is measured, if time allows."""
+    aligned = getattr(model, "loss_type", None) in _ALIGNED or _encodes_and_decodes(model)
+    return PolicyProbe(every=1 if is_rl(trainer) else 4, causal=not aligned)
+
+
+def _encodes_and_decodes(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _rollout(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Prompts and completions as TRL has them; what counts are the tokens that the policy sampled, not a tool's."""
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    sampled = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+    counted = torch.cat([torch.zeros_like(inputs["prompt_mask"]), sampled], 1).bool()
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(~counted, IGNORED)}
+
+
+def _examples(inputs: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
+    """The tensors of a plain Trainer's inputs, or of TRL's preference trainers, whose completions count."""
+    batch = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    if "completion_mask" in batch and "input_ids" in batch:
+        labels = batch["input_ids"].masked_fill(~batch["completion_mask"].bool(), IGNORED)
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
+    if _encodes_and_decodes(model) and "labels" in batch and "decoder_input_ids" not in batch:
+        batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    return batch
+
+
+def _joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The rows of all micro-batches, padded on the right; only the first one's where it is not known how to pad."""
+    first = batches[0]
+    if first.keys() - _PADDING or first.keys() <= {"input_ids"}:
+        return first
+    width = max(batch["input_ids"].shape[1] for batch in batches)
+
+    def wide(tensor: Tensor, value: int) -> Tensor:
+        return pad(tensor, (0, width - tensor.shape[1]), value=value)
+
+    return {name: torch.cat([wide(batch[name], _PADDING[name]) for batch in batches]) for name in first}

@@ -1,0 +1,452 @@
+"""`PolicyProbe`: exact, without a trace in the training, within its time and memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.distributions import Categorical, kl_divergence
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from adaptive_warmup import AdaptiveWarmup, predictions
+from adaptive_warmup.predictions import divergence
+from adaptive_warmup.probe import PolicyProbe
+from tests.processes import run_processes
+
+
+class Coin(nn.Module):
+    """The same odds at every position, whatever came before: the least that has a vocabulary."""
+
+    def __init__(self, heads: float = 0.5) -> None:
+        super().__init__()
+        self.odds = nn.Parameter(torch.tensor([heads, 1.0 - heads]).log())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.odds.expand(*ids.shape, 2)
+
+    def becomes(self, heads: float) -> None:
+        self.odds.data = torch.tensor([heads, 1.0 - heads]).log()
+
+
+def gpt(dropout: float = 0.0, **settings: Any) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 16, "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, **settings}
+    drops = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+    return GPT2LMHeadModel(GPT2Config(**sizes, **drops, bos_token_id=0, eos_token_id=0)).train()
+
+
+def tokens(rows: int = 8, length: int = 12, seed: int = 0) -> Tensor:
+    return torch.randint(1, 16, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def nudge(model: nn.Module, size: float = 0.02) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype), alpha=size)
+
+
+def measured(model: nn.Module, batch: Any, update: Callable[[nn.Module], None] = nudge, **settings: Any) -> float:
+    probe = PolicyProbe(**settings)
+    probe.before(model, batch)
+    update(model)
+    kl = probe.after(model)
+    assert kl is not None
+    return kl
+
+
+# --- What it measures ---
+
+
+def test_a_coin_by_hand() -> None:
+    coin = Coin(0.5)
+    kl = measured(coin, tokens(), lambda _: coin.becomes(0.9))
+    assert kl == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), rel=1e-6)  # .511 nats
+    assert measured(coin, tokens(), lambda _: coin.becomes(0.5)) == pytest.approx(
+        0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5), rel=1e-6
+    )  # and the other way round .368
+
+
+@given(
+    positions=st.integers(1, 150),
+    words=st.integers(2, 9),
+    scale=st.floats(0.01, 8.0),
+    chunk=st.sampled_from([1, 7, 64]),
+)
+def test_exact_and_the_same_in_chunks_of_any_size(positions: int, words: int, scale: float, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(positions)
+    before, after = scale * torch.randn(2, 1, positions, words, generator=generator)
+    counted = torch.rand(1, positions, generator=generator) < 0.7
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "_CHUNK", chunk)
+        total, count = divergence(before, after, counted)
+    exact = kl_divergence(Categorical(logits=before.double()), Categorical(logits=after.double()))
+    assert count == counted.sum()
+    assert float(total) == pytest.approx(float(exact[counted].sum()), rel=1e-4, abs=1e-5)
+
+
+def test_a_word_that_is_ruled_out_adds_nothing_but_a_broken_model_shows() -> None:
+    counted = torch.ones(1, 1, dtype=torch.bool)
+    fair, ruled_out = torch.tensor([[[0.0, 0.0, -math.inf]]]), torch.tensor([[[math.log(9.0), 0.0, -math.inf]]])
+    assert float(divergence(fair, ruled_out, counted)[0]) == pytest.approx(0.5 * math.log(25 / 9))
+    assert math.isnan(float(divergence(fair, torch.full((1, 1, 3), math.nan), counted)[0]))
+    assert float(divergence(fair, torch.full((1, 1, 3), math.nan), ~counted)[0]) == 0.0  # at padding it may be
+
+
+def test_it_is_the_kl_of_the_models_own_predictions() -> None:
+    model, batch = gpt(), {"input_ids": tokens(), "labels": tokens()}
+    before = model.eval()(batch["input_ids"]).logits.detach()
+    kl = measured(model.train(), batch)
+    after = model.eval()(batch["input_ids"]).logits.detach()
+    exact = kl_divergence(Categorical(logits=before), Categorical(logits=after))
+    assert kl == pytest.approx(float(exact[:, :-1].mean()), rel=1e-4)  # what follows the last token has no label
+
+
+def test_only_labelled_tokens_count_and_padding_on_either_side_changes_nothing() -> None:
+    ids = tokens(4, 10)
+    labels = ids.clone()
+    labels[:, :6] = -100  # a prompt
+    plain = measured(gpt(), {"input_ids": ids, "labels": labels})
+    assert plain != pytest.approx(measured(gpt(), {"input_ids": ids, "labels": ids}), rel=1e-3)
+    before, after = gpt(), gpt()
+    nudge(after)
+    logits = [model.eval()(ids).logits[:, 5:9] for model in (before, after)]  # the predictions of tokens 6 to 9
+    exact = kl_divergence(*(Categorical(logits=each) for each in logits)).mean()
+    assert plain == pytest.approx(exact.item(), rel=1e-4)
+    for where in ((0, 3), (3, 0)):
+        padded = {
+            "input_ids": nn.functional.pad(ids, where),
+            "attention_mask": nn.functional.pad(torch.ones_like(ids), where),
+            "labels": nn.functional.pad(labels, where, value=-100),
+        }
+        padded["position_ids"] = (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        assert measured(gpt(), padded) == pytest.approx(plain, rel=1e-4)
+        del padded["labels"]
+        everything = measured(gpt(), {"input_ids": ids, "labels": ids})
+        assert measured(gpt(), padded) == pytest.approx(everything, rel=1e-4)  # then the mask tells
+
+
+def test_a_broken_model_reads_nan_which_is_for_the_controller_to_name() -> None:
+    coin = Coin()
+    assert math.isnan(measured(coin, tokens(), lambda _: coin.becomes(math.nan)))
+
+
+def test_a_batch_without_a_label_gives_no_kl_and_the_next_one_does() -> None:
+    coin, probe, ids = Coin(), PolicyProbe(every=1), tokens()
+    for label, expected in ((-100, type(None)), (1, float)):
+        probe.before(coin, {"ids": ids, "labels": torch.full_like(ids, label)})
+        assert isinstance(probe.after(coin), expected)
+
+
+# --- What it leaves alone ---
+
+
+def trained(probe: PolicyProbe | None, steps: int = 5) -> list[Tensor]:
+    model, batch = gpt(dropout=0.3), {"input_ids": tokens(), "labels": tokens()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(steps):
+        model(**batch).loss.backward()
+        if probe:
+            probe.before(model, batch)
+        optimizer.step()
+        optimizer.zero_grad()
+        if probe:
+            assert probe.after(model)
+    return list(model.state_dict().values())
+
+
+def test_training_with_it_gives_the_same_weights_to_the_bit() -> None:
+    probed = trained(PolicyProbe(every=1, max_cost=None))
+    assert all(torch.equal(a, b) for a, b in zip(probed, trained(None), strict=True))
+
+
+def test_flags_and_random_numbers_stay_as_they_are_also_where_a_model_cannot_be_measured() -> None:
+    class Rude(nn.Module):
+        """Draws random numbers, overrides train(), and has a part that is frozen in eval mode."""
+
+        def __init__(self, breaks: bool) -> None:
+            super().__init__()
+            self.body, self.frozen, self.breaks = nn.Linear(1, 3), nn.BatchNorm1d(3).eval(), breaks
+
+        def train(self, mode: bool = True) -> Any:
+            raise AssertionError("not to be called")
+
+        def forward(self, x: Tensor) -> Tensor:
+            torch.rand(3)
+            assert not any(module.training for module in self.modules())
+            if self.breaks:
+                raise RuntimeError("out of memory")
+            return self.body(x)
+
+    for breaks in (False, True):
+        model, state = Rude(breaks), torch.get_rng_state()
+        flags, probe = [module.training for module in model.modules()], PolicyProbe()
+        probe.before(model, torch.zeros(2, 4, 1))
+        assert probe.after(model) == (None if breaks else 0.0)
+        assert [module.training for module in model.modules()] == flags == [True, True, False]
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dropout_and_a_skipped_update_read_exactly_nothing_and_the_law_takes_no_notice() -> None:
+    kl = measured(gpt(dropout=0.5), {"input_ids": tokens()}, lambda _: None)
+    assert kl == 0.0
+    schedulers = [AdaptiveWarmup(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 10) for _ in range(2)]
+    schedulers[0].observe(kl=kl, kl_source="probe")
+    schedulers[1].observe(kl=None, kl_source="probe")  # between two measurements
+    for scheduler in schedulers:
+        scheduler.optimizer.step()
+        scheduler.step()
+    assert schedulers[0].decision == schedulers[1].decision
+    assert schedulers[0].get_last_lr() == pytest.approx([0.2])
+
+
+def test_under_an_open_autocast_the_update_is_seen_and_the_gradient_flows() -> None:
+    """Autocast caches its casts: one made before the update would hide it, one made here would have no gradient."""
+    model, batch, probe = gpt(), {"input_ids": tokens(), "labels": tokens()}, PolicyProbe()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        probe.before(model, batch)
+        model(**batch).loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+        kl = probe.after(model)
+    assert kl is not None
+    assert kl > 0.01
+    full = gpt()
+    full(**batch).loss.backward()
+    assert kl == pytest.approx(
+        measured(full, batch, lambda model: torch.optim.SGD(model.parameters(), lr=1.0).step()), rel=0.1
+    )
+
+
+def test_a_model_in_bf16_reads_within_its_floor() -> None:
+    batch = {"input_ids": tokens()}
+    for size in (0.001, 0.02):
+        true = measured(gpt(), batch, lambda model, size=size: nudge(model, size))
+        rounded = measured(gpt().bfloat16(), batch, lambda model, size=size: nudge(model, size))
+        assert abs(rounded - true) < 1e-4 + 0.1 * true
+
+
+def test_adapters() -> None:
+    model = peft.get_peft_model(
+        gpt(), peft.LoraConfig(target_modules=["c_attn"], lora_dropout=0.5, fan_in_fan_out=True)
+    )
+    batch, probe = {"input_ids": tokens(), "labels": tokens()}, PolicyProbe(positions=24)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=300.0)
+    before = model.eval()(**batch).logits
+    model.train()(**batch).loss.backward()
+    probe.before(model, batch)
+    optimizer.step()
+    kl = probe.after(model)
+    exact = kl_divergence(Categorical(logits=before), Categorical(logits=model.eval()(**batch).logits))
+    assert kl == pytest.approx(exact[:, [0, 3, 7]].mean().item(), rel=1e-3)  # 3 of 11 positions, evenly spread
+    assert kl > 0.0
+    assert probe.memory == 8 * 3 * 16 * 4  # so the heads of the other positions were never computed
+
+
+# --- What it costs ---
+
+
+class Slow(Coin):
+    """Takes its time, on a clock of our own: `fixed` seconds a forward, and `each` a row."""
+
+    def __init__(self, fixed: float, each: float) -> None:
+        super().__init__()
+        self.fixed, self.each, self.now = fixed, each, 0.0
+        self.rows: list[int] = []
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.now += self.fixed + self.each * len(ids)
+        self.rows.append(len(ids))
+        return super().forward(ids)
+
+
+def paced(model: Slow, updates: int, step: float = 1.0, **settings: Any) -> tuple[list[int], float]:
+    """The updates that were measured, and the share of the training time that all but the first took."""
+    probe, at, spent = PolicyProbe(clock=lambda: model.now, **settings), [], 0.0
+    for number in range(updates):
+        start = model.now
+        probe.before(model, tokens(32))
+        model.now += step  # the update itself takes no part in what is counted
+        if probe.after(model) is not None:
+            spent += (model.now - start - step) * bool(at)
+            at.append(number)
+    return at, spent / (updates * step)
+
+
+def test_what_is_cheap_is_measured_every_fourth_update_on_all_rows() -> None:
+    model = Slow(0.0, 0.0049)  # 8 rows, twice: 78 ms every 4 s
+    at, share = paced(model, 100)
+    assert at == list(range(0, 100, 4))
+    assert set(model.rows) == {8}
+    assert share == pytest.approx(0.02, rel=0.1)
+    assert paced(model, 10, every=1)[0] == [0, 1, 5, 6, 7, 8, 9]  # paid for by four updates, then by fewer rows
+
+
+@pytest.mark.parametrize(("fixed", "each"), [(0.0, 0.04), (0.03, 0.01), (0.2, 0.0), (1.0, 1.0)])
+def test_what_is_dear_looks_at_fewer_rows_and_then_less_often(fixed: float, each: float) -> None:
+    model = Slow(fixed, each)
+    at, share = paced(model, 2000)
+    assert at[:2] == [0, 4]  # the first is not counted
+    assert share <= 0.02
+    assert model.rows[-1] == 1
+    needed = 2 * (fixed + each) / 0.02
+    assert needed <= at[-1] - at[-2] < max(4, 2 * needed)
+
+
+def test_without_a_limit_the_clock_does_not_matter() -> None:
+    model = Slow(1.0, 1.0)
+    at, _ = paced(model, 20, max_cost=None)
+    assert at == [0, 4, 8, 12, 16]
+    assert set(model.rows) == {8}
+
+
+def test_one_hiccup_does_not_blind_it_and_rows_come_back() -> None:
+    model = Slow(0.0, 0.002)
+    probe, at, rows = PolicyProbe(clock=lambda: model.now), [], []
+    for number in range(400):
+        model.each = 0.1 if number == 4 else 0.002
+        probe.before(model, tokens(32))
+        model.now += 1.0
+        if probe.after(model) is not None:
+            at.append(number)
+            rows.append(model.rows[-1])
+    assert at[1] == 4
+    assert max(after - before for before, after in pairwise(at)) <= 128
+    assert rows[-1] == 8
+    assert at[-1] - at[-2] == 4
+
+
+@given(rows=st.integers(1, 40), length=st.integers(2, 40), sequences=st.integers(1, 8), positions=st.integers(8, 100))
+def test_memory_is_bounded(rows: int, length: int, sequences: int, positions: int) -> None:
+    probe, shapes = PolicyProbe(sequences=sequences, positions=positions, length=20), []
+
+    class Watched(Coin):
+        def forward(self, ids: Tensor) -> Tensor:
+            shapes.append(ids.shape)
+            return super().forward(ids)
+
+    coin = Watched()
+    probe.before(coin, tokens(rows, length))
+    assert probe.after(coin) == 0.0
+    assert 0 < probe.memory <= positions * 2 * 4  # positions x vocabulary x bytes
+    assert all(shape[0] <= sequences and shape[1] <= 20 for shape in shapes)
+
+
+# --- Several processes ---
+
+_PROCESS = """
+import json, sys
+from itertools import accumulate, cycle
+import torch
+from pathlib import Path
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from adaptive_warmup.probe import PolicyProbe
+from tests.test_probe import gpt, tokens
+
+distributed.init_process_group("gloo")
+rank, found = distributed.get_rank(), {}
+ids = tokens()[4 * rank : 4 * rank + 4]
+for kind in ("ddp", "fsdp2"):
+    model = gpt(dropout=0.3)
+    if kind == "ddp":
+        model = DistributedDataParallel(model)
+    else:
+        for block in model.transformer.h:
+            fully_shard(block)
+        fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    # By its own clock the first would measure at every second update and the other one at every sixteenth.
+    times = accumulate(cycle([1.0, 1.0, 10.0, 1.0, 10.0] if rank else [1.0]))
+    probe = PolicyProbe(every=1, max_cost=0.5, clock=lambda: next(times))
+    kls = []
+    for step in range(12):
+        torch.manual_seed(10 * step + rank)
+        model(input_ids=ids, labels=ids).loss.backward()
+        probe.before(model, {"input_ids": ids, "labels": ids})
+        optimizer.step()
+        optimizer.zero_grad()
+        kls.append(probe.after(model))
+        if rank == 0 and step == 1:
+            probe.retire("rank 0 has seen enough")
+    sharded = [isinstance(p, DTensor) for p in model.parameters()]
+    found[kind] = {"kls": kls, "off": probe.off, "sharded": sharded}
+(Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(found))
+distributed.destroy_process_group()
+"""
+
+
+def test_processes_measure_the_mean_over_all_sequences_at_one_pace(tmp_path: Path) -> None:
+    run_processes(_PROCESS, tmp_path, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["ddp"]["off"]
+    assert first["fsdp2"]["off"]
+    kls = [[kl for kl in first[kind]["kls"] if kl is not None] for kind in ("ddp", "fsdp2")]
+    assert kls[0] == pytest.approx(kls[1], rel=1e-4)
+    assert all(first["fsdp2"]["sharded"])  # as they were before
+    measured_at = [step for step, kl in enumerate(first["ddp"]["kls"]) if kl is not None]
+    assert measured_at == [0, 1, 9]  # and at the last one they agree to stop
+
+
+# --- What it refuses ---
+
+
+class Blind(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.weight.sum()}
+
+
+def test_a_model_without_logits_is_told_once_and_training_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    model, probe = Blind(), PolicyProbe(every=1)
+    for _ in range(3):
+        probe.before(model, {"input_ids": tokens()})
+        assert probe.after(model) is None
+    assert probe.off
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    for words in ("Blind returns no logits [rows, positions, vocabulary]", "observe(kl=...)", "probe=None"):
+        assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "words"),
+    [
+        (nn.Linear(3, 4), torch.zeros(2, 3), "found of shape [2, 4]"),
+        (gpt(), {"text": ["a"]}, "no tensor [rows, tokens] among text"),
+        (gpt(), {"input_ids": 9 * tokens()}, "IndexError"),
+    ],
+)
+def test_what_it_cannot_read_turns_it_off(model: nn.Module, batch: Any, words: str, caplog: Any) -> None:
+    probe = PolicyProbe()
+    probe.before(model, batch)
+    assert probe.after(model) is None
+    assert probe.off
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"sequences": 0}, {"positions": -1}, {"length": True}, {"every": 2.5}, {"max_cost": 0.0}, {"max_cost": 2}],
+)
+def test_settings_out_of_range_are_quoted(settings: dict[str, Any]) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be"):
+        PolicyProbe(**settings)
