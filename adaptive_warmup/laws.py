@@ -25,6 +25,7 @@ _CUT = 0.5  # a score drop halves the factor ...
 _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it lasts
 _NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
 _NO_UPDATE = 1e-6  # likewise where the user's schedule is this near to zero
+_GAPS = 4  # a probe that measures every so many steps has not fallen silent before so many times that
 _CALM, _OUTLIER = 2.0, 4.0  # z of the grad norm up to which the pace is nominal, and from which the warmup waits
 
 
@@ -135,7 +136,8 @@ def _toward(
         what += "at the peak"
     else:
         what += f"rising to {factor:.2g}" if step else f"holding at {factor:.2g}"
-    memory = {"gain": gain.log, "count": gain.count, "silent": 0}
+    gap = state.law.get("silent", 0.0) + 1.0  # steps from measurement to measurement
+    memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": gap}
     return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
 
 
@@ -146,7 +148,8 @@ def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) ->
     if memory.get("count"):
         memory["silent"] = silent = memory["silent"] + 1
         ceiling = _gain(state).factor_for(config.target_kl)
-        if silent > max(config.warmup_steps, 10):  # one whole nominal warmup without a word: the ceiling is forgotten
+        # One whole nominal warmup without a word, and far longer than ever between two: the ceiling is forgotten.
+        if silent > max(config.warmup_steps, 10, _GAPS * memory.get("gap", 1.0)):
             memory, ceiling = {}, None
     pace = 0.0 if hold else min(max((_OUTLIER - watch.grad_z) / (_OUTLIER - _CALM), 0.0), 1.0)
     move = _nominal(config, state, memory, pace, ceiling)
@@ -159,7 +162,7 @@ def _nominal(config: Config, state: State, memory: Mapping[str, float], pace: fl
     factor = clock / config.warmup_steps
     if ceiling is not None and factor > ceiling:
         factor = max(min(ceiling, 1.0), state.factor)
-        return Move(factor, memory, (f"no kl: staying under the last known ceiling {ceiling:.2g}",), ceiling)
+        return Move(factor, memory, (f"no kl measured now: staying under the last ceiling {ceiling:.2g}",), ceiling)
     if factor == 1.0:
         return Move(1.0, memory, ("warmup done",), ceiling, clock=clock)
     words = "nominal pace" if pace == 1.0 else f"grad norm out of its range: {pace:.0%} of the nominal pace"

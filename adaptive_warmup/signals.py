@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import Literal
 
-KLSource = Literal["post_update", "probe", "in_loop", "clip_fraction"]
+KLSource = Literal["post_update", "probe", "training_probe", "in_loop", "clip_fraction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,10 @@ class Signals:
             the tokens. Best is k3 on the step's own rollout after its last mini-batch, see `kl_source`.
         kl_source: how `kl` was measured, since each way has its own scale.
             `post_update`: after the last update of the step. `probe`: the same, exact over the vocabulary, on a few
-            sequences. `in_loop`: the mean of what PPO code calls `approx_kl`, measured *before* each mini-batch's
-            update. `clip_fraction`: not a KL at all; the share of tokens whose ratio was clipped, for hosts that
-            report nothing else.
+            sequences. `training_probe`: a probe where nothing is sampled from the policy, as in fine-tuning, which
+            bears three times as much. `in_loop`: the mean of what PPO code calls `approx_kl`, measured *before* each
+            mini-batch's update. `clip_fraction`: not a KL at all; the share of tokens whose ratio was clipped, for
+            hosts that report nothing else.
         reference_kl: signed k1 against the frozen reference, nats per response token (k3, which has no sign, where a
             host has no other). Negative in the mean only where tokens were counted that the policy did not sample.
         task_reward: mean score of the rollout, without any KL term, in the task's own units.
@@ -54,8 +55,15 @@ class Signals:
 
 
 # What each way of measuring reads where the post-update k3 reads 1. `in_loop` is blind to the last mini-batch's update
-# and so reads 3 to 38 times too low, by the number of mini-batches; `clip_fraction` at clip range 0.2.
-KL_SCALE: dict[KLSource, float] = {"post_update": 1.0, "probe": 1.0, "in_loop": 0.1, "clip_fraction": 1.75}
+# and so reads 3 to 38 times too low, by the number of mini-batches; `clip_fraction` at clip range 0.2. `training_probe`
+# reads the same as `probe`, but the run bears more of it: see `integrations/probing.py`.
+KL_SCALE: dict[KLSource, float] = {
+    "post_update": 1.0,
+    "probe": 1.0,
+    "training_probe": 3.0,
+    "in_loop": 0.1,
+    "clip_fraction": 1.75,
+}
 KL_SOURCES: tuple[KLSource, ...] = tuple(KL_SCALE)
 NAMES: tuple[str, ...] = tuple(f.name for f in fields(Signals) if f.name not in ("kl_source", "lr_scale"))
 

@@ -23,7 +23,7 @@ from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
-from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice, default_target
+from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.regulator import Regulator
 from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
@@ -57,7 +57,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
             "task_reward"}`. Those of a log are means over `logging_steps`, and count for the step after it.
         probe: `"auto"`, a `PolicyProbe` of your own, or None for none. It costs at most 2 % of the training time, but
             is timed, so that two runs are not the same to the bit: `PolicyProbe(max_cost=None)` for that.
-        settings: those of `Config` by name. Where the probe measures plain training, `target_kl` is .03 by default.
+        settings: those of `Config` by name. Where the probe measures plain training, the default `target_kl` counts
+            threefold, as .03; one that you set is taken as it is.
 
     Raises:
         TypeError, ValueError: a setting, or a signal, that is unknown or out of range.
@@ -129,13 +130,12 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._metric_driven = wants_a_metric(schedule)
         # Noted in the groups for the schedules that do not; with them it is saved and loaded.
         self._peak = peak_lrs(schedule, [g.setdefault("initial_lr", float(g["lr"])) for g in optimizer.param_groups])[0]
-        trainer = calling_trainer(self)
-        self.regulator = Regulator(self._config(args, state.max_steps, default_target(trainer, self._choice)))
+        self.regulator = Regulator(self._config(args, state.max_steps))
         self._resume(state)
         if self._log_to is not None:
             self._log = DecisionLog.of(self._log_to, lr=self._peak)
             self._log.open(self.regulator.config)
-        self._attach(trainer)
+        self._attach(calling_trainer(self))
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Put our lr in place of the schedule's."""
@@ -208,7 +208,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
             raise RuntimeError("AdaptiveWarmupCallback was added while training ran: add it before trainer.train().")
         return self.regulator
 
-    def _config(self, args: TrainingArguments, max_steps: int, defaults: dict[str, float]) -> Config:
+    def _config(self, args: TrainingArguments, max_steps: int) -> Config:
         ramp = built_in_warmup(self._schedule)
         theirs = ramp or args.get_warmup_steps(max_steps)
         ours = self._settings["warmup_steps"]
@@ -216,7 +216,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         source = "the callback's setting" if ours else "the Trainer's warmup_steps" if theirs else "a tenth of the run"
         replaced = f"; replaces the Trainer's ramp of {ramp} steps" if ramp else ""
         _log.info("nominal warmup %d steps (%s)%s", steps, source, replaced)
-        return Config(**{**defaults, **self._settings, "warmup_steps": steps})
+        return Config(**{**self._settings, "warmup_steps": steps})
 
     def _resume(self, state: TrainerState) -> None:
         self._stored = cast("dict[str, Any]", state.stateful_callbacks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,18 +11,17 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import Trainer
 
-from adaptive_warmup.controller import Config
 from adaptive_warmup.integrations.plumbing import tap
 from adaptive_warmup.predictions import IGNORED
 from adaptive_warmup.probe import PolicyProbe
 from adaptive_warmup.regulator import Regulator
+from adaptive_warmup.signals import KLSource
 
 Choice = PolicyProbe | Literal["auto"] | None
 
 # Where labels stand at the position that predicts them; everywhere else position t predicts token t + 1.
 _ALIGNED = ("ForMaskedLM", "ForTokenClassification")
 _PADDING = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
-_TRAINING_TARGET = 0.03  # see `default_target`
 
 
 def check_choice(probe: Any) -> None:
@@ -37,29 +35,20 @@ def is_rl(trainer: Trainer | None) -> bool:
     return hasattr(trainer, "num_generations")
 
 
-def default_target(trainer: Trainer | None, probe: Choice) -> dict[str, float]:
-    """The KL target where the user sets none, as a setting of `Config`, whose own is for reinforcement learning.
-
-    Plain training bears more. Our study held the KL of all steps at one target: .01 to .03 was best from scratch, .003
-    to .01 in fine-tuning and on rollouts. The target here is for the peak of the schedule, and the KL decays with the
-    square of that, to a third of it in the mean over a run that decays to 0; so .03 is .01 there.
-    """
-    config = getattr(getattr(trainer, "model", None), "config", None)
-    plain = probe is not None and hasattr(config, "vocab_size") and not is_rl(trainer)
-    return {"target_kl": _TRAINING_TARGET} if plain else {}
-
-
 class TrainerProbe:
     """Measures the updates of one Trainer by a probe, and reports them to a regulator.
 
     Plain training: on sequences of its first step, the same ones throughout. Where inputs have completions that were
     sampled (`prompt_ids`, `completion_ids`): on those of the current step, since older ones go stale.
+
+    Plain training bears more than rollouts do, and where `scaled` its KL is reported as such (`training_probe`). The
+    study held the KL of all steps at one target: .01 to .03 was best from scratch, .003 to .01 in fine-tuning and on
+    rollouts. The controller's target is for the peak of the schedule, and the KL decays with the square of that, to a
+    third of it in the mean over a run that decays to 0; so .03 here is .01 there.
     """
 
-    def __init__(
-        self, choice: PolicyProbe | Literal["auto"], trainer: Trainer, undo: ExitStack, chose_target: bool
-    ) -> None:
-        self._chose_target = chose_target
+    def __init__(self, choice: PolicyProbe | Literal["auto"], trainer: Trainer, undo: ExitStack, scaled: bool) -> None:
+        self._source: KLSource = "training_probe" if scaled and not is_rl(trainer) else "probe"
         self._bare: Any = trainer.accelerator.unwrap_model(trainer.model)
         self._probe = choice if isinstance(choice, PolicyProbe) else _made_for(trainer, self._bare)
         self._probe.restart()
@@ -84,12 +73,10 @@ class TrainerProbe:
         kl = self._probe.after(self._model)
         if regulator.kl_source == "post_update":
             self._probe.retire("the host reports a post-update KL of its own")
-            if self._chose_target:
-                regulator.config = replace(regulator.config, target_kl=Config.target_kl)
         elif regulator.state.finished is not None and not regulator.config.guard:
             self._probe.retire("the warmup is done, and nothing is guarded after it")
         elif kl is not None:
-            regulator.observe(kl=kl, kl_source="probe")
+            regulator.observe(kl=kl, kl_source=self._source)
 
     def _see_inputs(
         self, original: Callable[..., Any], model: nn.Module, inputs: Any, *args: Any, **kwargs: Any

@@ -23,6 +23,7 @@ _MOST_MARKS = 100  # of a run on a panel: where the phase changes more often, on
 _KL_WORDS: dict[KLSource, str] = {
     "post_update": "k3, the policy before the step against after it",
     "probe": "exact, the policy before the step against after it",
+    "training_probe": "exact, the model before the step against after it",
     "in_loop": "approx_kl, read in the loop before each update: several times too low",
     "clip_fraction": "no KL: the share of tokens clipped",
 }

@@ -88,7 +88,7 @@ def test_every_fourth_update_of_a_language_model_is_measured(tmp_path: Path, acc
     seen = kls(record)
     assert [step for step, kl in enumerate(seen) if kl is not None] == [0, 4, 8]
     assert [seen[step] for step in (0, 4, 8)] == pytest.approx([watch.kls[step] for step in (0, 4, 8)], rel=1e-3)
-    assert {s.kl_source for s in record.signals if s and s.kl} == {"probe"}
+    assert {s.kl_source for s in record.signals if s and s.kl} == {"training_probe"}
     # The first update, at a quarter of the peak, had this KL; the ceiling is where it would be .03.
     assert record.logged("adaptive_warmup/ceiling")[0] == pytest.approx(0.25 * (0.03 / watch.kls[0]) ** 0.5, rel=1e-3)
 
@@ -269,16 +269,17 @@ def test_rollouts_are_measured_at_every_update_on_what_the_policy_sampled_in_it(
         assert (batch["labels"][:, :5] == -100).all()
 
 
-def test_the_target_in_plain_training_is_higher_than_on_rollouts_unless_the_user_says(tmp_path: Path) -> None:
-    targets = []
-    for cls, settings in ((Trainer, {}), (Rollouts, {}), (Trainer, {"target_kl": 0.02}), (Trainer, {"probe": None})):
+def test_plain_training_bears_more_than_rollouts_unless_the_user_says(tmp_path: Path) -> None:
+    sources = []
+    for cls, settings in ((Trainer, {}), (Rollouts, {}), (Trainer, {"target_kl": 0.02})):
         warmup = AdaptiveWarmupCallback(4, **settings)
         run = trainer(tmp_path, [warmup], cls=cls, model=gpt(), data=texts(), max_steps=1, **FLAT)
         run.completions = []
         run.train()
         assert warmup.regulator is not None
-        targets.append(warmup.regulator.config.target_kl)
-    assert targets == [0.03, 0.01, 0.02, 0.01]
+        assert warmup.regulator.signals is not None
+        sources.append(warmup.regulator.signals.kl_source)
+    assert sources == ["training_probe", "probe", "probe"]
 
 
 # --- Several processes ---

@@ -184,6 +184,8 @@ ARMS: dict[str, Arm] = {
     "rsl_rl cosine": kl_adaptive(0.1, 1e-3, 1.0, decay=True),
     "ours": ours(),
     "ours cosine": ours(decay=True),
+    "ours, target .005": ours(target_kl=0.005),  # the better one on the tuning seeds
+    "ours, target .005 cosine": ours(decay=True, target_kl=0.005),
     "ours without KL": ours(only=("task_reward", "grad_norm")),
     "same mean lr": same_mean_rate,
     "another seed's lr": replayed,

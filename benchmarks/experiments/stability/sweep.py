@@ -31,7 +31,8 @@ class Slice:
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.task}/{self.arm.replace(' ', '-')}-epochs{self.epochs}-seeds{self.seeds[0]}-{self.seeds[-1]}"
+        arm = self.arm.replace(",", "").replace(" ", "-")
+        return f"{self.task}/{arm}-epochs{self.epochs}-seeds{self.seeds[0]}-{self.seeds[-1]}"
 
 
 def slices(tasks: tuple[str, ...], arms: tuple[str, ...], seeds: range, epochs: int = 1) -> Iterator[Slice]:
