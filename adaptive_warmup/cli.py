@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from adaptive_warmup import __version__
 from adaptive_warmup.commands import COMMANDS
+from adaptive_warmup.commands.arguments import told
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, ImportError, OSError) as error:
-        print(f"adaptive-warmup: {error}", file=sys.stderr)
+        print(f"adaptive-warmup: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("adaptive-warmup: interrupted", file=sys.stderr)

@@ -63,7 +63,8 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     kl = signals.kl
     hold = _hold(config, state, alarms)
     if is_finite(kl) and kl > _NO_MEASUREMENT and _NO_UPDATE < signals.lr_scale < 1.0 / _NO_UPDATE:
-        gain = _gain(state).update(kl / KL_SCALE[signals.kl_source], state.factor * signals.lr_scale)
+        gap = _gap(state)
+        gain = _gain(state).update(kl / KL_SCALE[signals.kl_source], state.factor * signals.lr_scale, gap)
         ceiling = gain.factor_for(config.target_kl)
         move = _toward(config, state, gain, ceiling, kl, signals, hold)
     else:
@@ -107,6 +108,11 @@ def _gain(state: State) -> Gain:
     return Gain(state.law.get("gain", 0.0), int(state.law.get("count", 0)))
 
 
+def _gap(state: State) -> int:
+    """Steps since the KL was measured before."""
+    return int(state.law.get("silent", 0)) + 1
+
+
 def _hold(config: Config, state: State, alarms: tuple[Alarm, ...]) -> str | None:
     """Why the factor may not rise now, if so."""
     for alarm in alarms:
@@ -136,8 +142,7 @@ def _toward(
         what += "at the peak"
     else:
         what += f"rising to {factor:.2g}" if step else f"holding at {factor:.2g}"
-    gap = state.law.get("silent", 0.0) + 1.0  # steps from measurement to measurement
-    memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": gap}
+    memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state)}
     return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
 
 

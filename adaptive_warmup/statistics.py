@@ -27,13 +27,17 @@ class Gain:
     log: float = 0.0
     count: int = 0
 
-    def update(self, kl: float, factor: float) -> Gain:
-        """Take in a KL (> 0, nats per token) that an update at `factor` (> 0) caused."""
+    def update(self, kl: float, factor: float, gap: int = 1) -> Gain:
+        """Take in a KL (> 0, nats per token) that an update at `factor` (> 0) caused, `gap` steps after the one before.
+
+        Good news is believed by .15 of it a step, up to some eight steps' worth at once where steps went unmeasured.
+        """
         seen = math.log(kl) - 2.0 * math.log(factor)
         if not self.count:
             return Gain(seen, 1)
         surprise = min(seen - self.log, 4.0)  # one absurd reading is not allowed to move it without bound
-        return Gain(self.log + (0.5 if surprise > 0 else 0.15) * surprise, self.count + 1)
+        share = 0.5 if surprise > 0 else 1.0 - 0.85 ** min(gap, 8)
+        return Gain(self.log + share * surprise, self.count + 1)
 
     def factor_for(self, kl: float) -> float:
         """The factor at which an update would cause `kl`."""

@@ -1,7 +1,6 @@
 """GRPO with adaptive warmup: `python examples/grpo.py`, or with `--model` a real policy.
 
-GRPO reports no policy KL. But where each rollout is used twice, as here, the share of clipped ratios tells roughly how
-far an update moved the policy: `signals=` hands that key of the trainer's to the controller.
+GRPO reports no policy KL, so the callback's probe measures it on the completions of each step.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 
 options = parse(__doc__, "grpo")
-warmup = AdaptiveWarmupCallback(signals={"clip_ratio/region_mean": "kl:clip_fraction"})
+warmup = AdaptiveWarmupCallback(log=f"{options.out}/decisions.jsonl")
 trainer = GRPOTrainer(
     model=options.model,
     reward_funcs=digits,

@@ -1,7 +1,7 @@
 """RLOO with adaptive warmup: `python examples/rloo.py`, or with `--model` a real policy.
 
-RLOO reports no policy KL, so the controller is a brake. It sees the task reward, the gradient norm, and the KL reward,
-which RLOO pays and does not report: it is derived from what RLOO does. `warmup.observe(kl=...)` would make it more.
+RLOO reports no policy KL, so the callback's probe measures it on the completions of each step. The controller also
+sees the task reward, and the KL reward, which RLOO pays and does not report: it is derived from what RLOO does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trl import RLOOConfig, RLOOTrainer
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 
 options = parse(__doc__, "rloo")
-warmup = AdaptiveWarmupCallback()
+warmup = AdaptiveWarmupCallback(log=f"{options.out}/decisions.jsonl")
 trainer = RLOOTrainer(
     model=options.model,
     reward_funcs=digits,

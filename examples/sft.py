@@ -1,6 +1,6 @@
 """SFT with adaptive warmup: `python examples/sft.py`, or with `--model` a real policy.
 
-SFT has no reward and no policy KL: the gradient norm paces the warmup, and an update that is out of all bounds is cut.
+SFT has no reward and no policy KL: the callback's probe measures the KL on a few training sequences.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 
 options = parse(__doc__, "sft")
-warmup = AdaptiveWarmupCallback()
+warmup = AdaptiveWarmupCallback(log=f"{options.out}/decisions.jsonl")
 trainer = SFTTrainer(
     model=options.model,
     args=SFTConfig(

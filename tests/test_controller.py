@@ -182,6 +182,17 @@ def test_a_ceiling_outlives_a_gap_in_the_signals_but_not_for_ever() -> None:
     assert path[-1] == 1.0
 
 
+def test_a_slow_probe_is_no_silence() -> None:
+    """Measured at every 8th step, then at every 32nd, past the nominal warmup of 20, the ceiling stands in between."""
+    config, plant = Config(20), Plant(bears=0.2)
+    state, factors = controller.start(config), []
+    for step in range(400):
+        kl = plant.kl(step, state.factor) if step % (8 if step < 96 else 32) == 0 else None
+        state, decision = controller.step(config, state, Signals(kl=kl))
+        factors.append(decision.factor)
+    assert factors[100:] == pytest.approx([0.2] * 300, rel=0.02)
+
+
 def test_a_kl_of_exactly_zero_is_no_evidence() -> None:
     """GRPO with one iteration reports an in-loop KL of 0 at every step: that must not shorten the warmup."""
     assert [d.factor for d in decide(Config(10), [Signals(kl=0.0)] * 5)] == [0.2, 0.3, 0.4, 0.5, 0.6]

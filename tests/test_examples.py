@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from adaptive_warmup.history import Run
+from adaptive_warmup.history import read as read_log
 from adaptive_warmup.readers import read
 
 ROOT = Path(__file__).parent.parent
@@ -46,33 +48,42 @@ def test_grpo_finds_its_ceiling(tmp_path: Path) -> None:
     done = run("grpo.py", tmp_path, "--steps", 24)
     factors, nominal = done.logged("adaptive_warmup/factor"), done.logged("adaptive_warmup/nominal")
     assert len(factors) == 24
-    assert done.logged("learning_rate") == pytest.approx([0.02 * factor for factor in factors])
-    assert factors[:2] == pytest.approx(nominal[:2])
-    ceilings = done.logged("adaptive_warmup/ceiling")
-    assert ceilings
-    assert max(ceilings) < 1.0
+    lrs = done.logged("learning_rate")
+    assert all(lr <= 0.02 * factor * (1 + 1e-6) for lr, factor in zip(lrs, factors, strict=True))  # less where cut
     assert nominal[-1] == 1.0
     assert factors[-1] < 0.5  # the nominal warmup is over, and the run does not bear the peak
-    assert len(set(ceilings)) > 2
+    assert max(done.logged("adaptive_warmup/ceiling")[1:]) < 1.0
     assert {2.0, 3.0} & set(done.logged("adaptive_warmup/phase"))  # backing off, at the ceiling
-    assert "kl (clip_ratio/region_mean), task_reward (reward)" in done.said
+    assert "task_reward (reward)" in done.said
+    assert_measured(tmp_path, "probe")
 
 
-def test_rloo_has_its_kl_reward_and_slows_the_warmup(tmp_path: Path) -> None:
+def test_rloo_has_its_kl_reward_and_finds_its_ceiling(tmp_path: Path) -> None:
     done = run("rloo.py", tmp_path, "--steps", 24, "--lr", 0.04)
     assert "kl_reward (derived: -beta * kl * completions/mean_length)" in done.said
-    factors, nominal = done.logged("adaptive_warmup/factor"), done.logged("adaptive_warmup/nominal")
-    assert all(factor <= up + 1e-9 for factor, up in zip(factors, nominal, strict=True))
-    assert factors[-1] < nominal[-1] - 1e-3  # its gradients grow out of the range of those before
+    factors = done.logged("adaptive_warmup/factor")
+    assert factors[-1] < 0.5
     past = read(done.state).past
     assert {"task_reward", "grad_norm", "lr"} <= past.columns.keys()
+    log = assert_measured(tmp_path, "probe")
+    assert all(step["signals"]["kl_reward"] <= 1e-3 for step in log.steps[:4])
 
 
-def test_sft_cuts_an_outlying_update(tmp_path: Path) -> None:
+def test_sft_finds_its_ceiling(tmp_path: Path) -> None:
     done = run("sft.py", tmp_path, "--steps", 40, "--lr", 0.04)
     factors, nominal = done.logged("adaptive_warmup/factor"), done.logged("adaptive_warmup/nominal")
     lrs = done.logged("learning_rate")
     cuts = [lr / (0.04 * factor) for lr, factor in zip(lrs, factors, strict=True)]  # the warmup is the whole run here
-    assert min(cuts) < 0.8
     assert max(cuts) == pytest.approx(1.0)
     assert factors[-1] < nominal[-1] - 0.01
+    assert_measured(tmp_path, "training_probe")
+
+
+def assert_measured(folder: Path, source: str) -> Run:
+    """The decision log has KLs of the probe, and decisions that follow from them."""
+    log = read_log(folder / "decisions.jsonl")
+    measured = [step for step in log.steps if "kl" in step["signals"]]
+    assert measured
+    assert {step["signals"]["kl_source"] for step in measured} == {source}
+    assert all("x target" in " ".join(step["reasons"]) for step in measured)
+    return log

@@ -30,3 +30,10 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
     return value
+
+
+def told(error: BaseException) -> str:
+    """An error in words, and what to do where the system's own say only that a file is not there."""
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"there is no {str(error.filename)!r}: check the path"
+    return str(error)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptive_warmup.commands.arguments import Commands, needs
+from adaptive_warmup.commands.arguments import Commands, needs, told
 
 if TYPE_CHECKING:
     from adaptive_warmup.history import Run
@@ -68,7 +68,7 @@ def _read(paths: list[Path]) -> Iterator[Run]:
         try:
             one = history.read(path)
         except (ValueError, OSError) as error:
-            print(f"adaptive-warmup: {error}", file=sys.stderr)
+            print(f"adaptive-warmup: {told(error)}", file=sys.stderr)
             continue
         if one.problem:
             print(f"adaptive-warmup: {one.problem}", file=sys.stderr)
