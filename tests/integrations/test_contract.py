@@ -141,7 +141,13 @@ def test_without_a_kl_it_is_nominal_and_a_broken_gradient_is_skipped(tmp_path: P
 
     broken = STEPS - 3
     record = Record()
-    made = run(host, tmp_path, [record, AdaptiveWarmupCallback(WARMUP), Looks()], **settings(schedule), reward=steady)
+    made = run(
+        host,
+        tmp_path,
+        [record, AdaptiveWarmupCallback(WARMUP, probe=None), Looks()],
+        **settings(schedule),
+        reward=steady,
+    )
     train = made.training_step
 
     def breaks(*args: Any, **kwargs: Any) -> Any:
