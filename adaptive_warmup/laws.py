@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from adaptive_warmup.alarms import is_finite
-from adaptive_warmup.signals import KL_SCALE, kl_on_target
+from adaptive_warmup.signals import KL_SCALE, PROBES, kl_on_target
 from adaptive_warmup.statistics import Gain
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     kl = signals.kl
     hold = _hold(config, state, alarms)
     if is_finite(kl) and kl > _NO_MEASUREMENT and _NO_UPDATE < signals.lr_scale < 1.0 / _NO_UPDATE:
-        gap = _gap(state)
+        gap = _gap(state) if signals.kl_source in PROBES else 1
         gain = _gain(state).update(kl / KL_SCALE[signals.kl_source], state.factor * signals.lr_scale, gap)
         ceiling = gain.factor_for(config.target_kl)
         move = _toward(config, state, gain, ceiling, kl, signals, hold)
@@ -167,7 +167,7 @@ def _nominal(config: Config, state: State, memory: Mapping[str, float], pace: fl
     factor = clock / config.warmup_steps
     if ceiling is not None and factor > ceiling:
         factor = max(min(ceiling, 1.0), state.factor)
-        return Move(factor, memory, (f"no kl measured now: staying under the last ceiling {ceiling:.2g}",), ceiling)
+        return Move(factor, memory, (f"no kl: staying under the last known ceiling {ceiling:.2g}",), ceiling)
     if factor == 1.0:
         return Move(1.0, memory, ("warmup done",), ceiling, clock=clock)
     words = "nominal pace" if pace == 1.0 else f"grad norm out of its range: {pace:.0%} of the nominal pace"

@@ -64,6 +64,7 @@ KL_SCALE: dict[KLSource, float] = {
     "in_loop": 0.1,
     "clip_fraction": 1.75,
 }
+PROBES: tuple[KLSource, ...] = ("probe", "training_probe")  # which do not measure every step
 KL_SOURCES: tuple[KLSource, ...] = tuple(KL_SCALE)
 NAMES: tuple[str, ...] = tuple(f.name for f in fields(Signals) if f.name not in ("kl_source", "lr_scale"))
 

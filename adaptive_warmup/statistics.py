@@ -15,6 +15,8 @@ _FORGET = 0.01  # the best of a run fades over about 100 steps, so that a task t
 _SETTLED = 8  # observations before an estimate is believed
 _OUTLIER = 5.0  # a value further out than so many sd counts as so many sd
 
+_BAD_NEWS, _GOOD_NEWS = 0.5, 0.15  # the share of a surprise that is believed at once
+
 
 @dataclass(frozen=True, slots=True)
 class Gain:
@@ -30,13 +32,14 @@ class Gain:
     def update(self, kl: float, factor: float, gap: int = 1) -> Gain:
         """Take in a KL (> 0, nats per token) that an update at `factor` (> 0) caused, `gap` steps after the one before.
 
-        Good news is believed by .15 of it a step, up to some eight steps' worth at once where steps went unmeasured.
+        Good news is believed by a little a step, up to eight steps' worth at once where steps went unmeasured.
         """
         seen = math.log(kl) - 2.0 * math.log(factor)
         if not self.count:
             return Gain(seen, 1)
         surprise = min(seen - self.log, 4.0)  # one absurd reading is not allowed to move it without bound
-        share = 0.5 if surprise > 0 else 1.0 - 0.85 ** min(gap, 8)
+        good = _GOOD_NEWS if gap == 1 else 1.0 - (1.0 - _GOOD_NEWS) ** min(gap, 8)
+        share = _BAD_NEWS if surprise > 0 else good
         return Gain(self.log + share * surprise, self.count + 1)
 
     def factor_for(self, kl: float) -> float:

@@ -278,7 +278,7 @@ def test_one_bad_log_does_not_cost_the_others(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "No such file"), ("nonsense\n", "line 1: no decision log"), ("", "line 1")]
+    ("content", "words"), [(None, "check the path"), ("nonsense\n", "line 1: no decision log"), ("", "line 1")]
 )
 def test_what_cannot_be_drawn_is_said_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, words: str

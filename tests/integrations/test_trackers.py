@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from adaptive_warmup.lines import Notes
 from adaptive_warmup.readers import event_files, wandb_run
-from adaptive_warmup.readers.rows import Notes
 from tests.integrations.trainers import STEPS
 
 ROOT = Path(__file__).parent.parent.parent

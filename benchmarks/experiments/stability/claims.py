@@ -13,6 +13,7 @@ from benchmarks.experiments.stability.table import Table
 SOUND = (*TUNING_TASKS, *HELD_OUT_TASKS)  # the tasks whose KL is right
 CONSTANT = ("ratio 0", "ratio 0.03", "ratio 0.1", "ratio 0.285", "ratio 0.95")
 FIXED = (*CONSTANT, "ratio 0 cosine", "ratio 0.03 cosine")
+OURS = ("ours", "ours cosine", "ours, target .005", "ours, target .005 cosine")
 Claim = dict[str, object]
 
 
@@ -35,7 +36,7 @@ def _claim(claim: str, target: float, value: float, bounds: list[float], met: bo
 
 
 def _collapses(table: Table) -> Iterator[Claim]:
-    for arm in ("ours", "ours cosine"):
+    for arm in OURS:
         runs = [run.outcome.collapsed for run in table.runs if run.arm == arm and run.task in SOUND]
         if runs:
             count = sum(runs)
@@ -44,7 +45,7 @@ def _collapses(table: Table) -> Iterator[Claim]:
 
 
 def _areas(table: Table) -> Iterator[Claim]:
-    for arm in ("ours", "ours cosine"):
+    for arm in OURS:
         below, beyond, grid, best = [], [], [], []
         for task in _tasks(table, arm):
             peaks, edge = table.peaks(task), table.edge(task)
@@ -74,6 +75,8 @@ def _rules(table: Table) -> Iterator[Claim]:
         ("ours", "KLAdaptiveLR", 0.75, 0.8, 0.6),
         ("ours cosine", "rsl_rl", 0.75, 0.8, 0.6),
         ("ours cosine", "rsl_rl cosine", 0.6, 0.6, 0.5),
+        ("ours, target .005", "rsl_rl", 0.75, 0.8, 0.6),
+        ("ours, target .005 cosine", "rsl_rl", 0.75, 0.8, 0.6),
     )
     for mine, other, area, final, least in pairs:
         for what, target, value in (("area", area, _by_area), ("final score", final, _by_evaluation)):
@@ -97,7 +100,7 @@ def _variants(table: Table) -> Iterator[Claim]:
 
 
 def _speed(table: Table) -> Iterator[Claim]:
-    for arm in ("ours", "ours cosine"):
+    for arm in OURS:
         for other, target, safe in (("ratio 0", 1.1, True), ("ratio 0.95", 0.5, False)):
             ratios = []
             for task in _tasks(table, arm):
