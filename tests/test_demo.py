@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from adaptive_warmup.history import read, replay
 
+STARTED: list[int] = []
 ARMS = ("ratio-0.95", "ratio-0.285", "adaptive")
 
 
@@ -24,9 +27,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(cache: Path, output: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "adaptive_warmup", "demo", "--size", "tiny", "--output", str(output), *arguments]
     environment = os.environ | {"ADAPTIVE_WARMUP_CACHE": str(cache), "COLUMNS": "120"}
-    return subprocess.Popen(
+    demo = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
+    STARTED.append(demo.pid)
+    return demo
+
+
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    """A test that fails leaves no arm of its demo running."""
+    yield
+    while STARTED:
+        with suppress(ProcessLookupError):
+            os.killpg(STARTED.pop(), signal.SIGKILL)
 
 
 def test_to_its_end(cache: Path, tmp_path: Path) -> None:
@@ -52,7 +66,7 @@ def test_interrupted_it_reports_what_was_done_and_leaves_nobody_behind(cache: Pa
         assert demo.poll() is None
         time.sleep(0.2)
     os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
-    said, _ = demo.communicate(timeout=60)
+    said, _ = demo.communicate(timeout=240)
     assert demo.returncode == 130, said
     assert "interrupted: the report shows what was done" in said
     assert (tmp_path / "report.html").exists()

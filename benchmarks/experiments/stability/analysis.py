@@ -75,28 +75,29 @@ def claims_table(table: Table) -> str:
 
 
 def figure(table: Table) -> str:
-    """Area under the score against the peak lr, a panel for each task, as SVG."""
+    """Area under the score against the peak lr, a panel for each task, as SVG; on white, for dark pages too."""
     from matplotlib import pyplot as plt
 
     tasks = [task for task in SOUND if table.tasks("ratio 0").count(task)]
     mpl.rcParams.update({"svg.hashsalt": "stability", "svg.fonttype": "none", "font.size": 9})
-    picture, axes = plt.subplots(1, len(tasks), figsize=(3.1 * len(tasks), 2.9), sharey=True, squeeze=False)
-    for panel, task in zip(axes[0], tasks, strict=True):
+    rows = -(-len(tasks) // 2)
+    picture, axes = plt.subplots(rows, 2, figsize=(7.6, 2.7 * rows + 0.5), squeeze=False)
+    for panel, task in zip(axes.flat, tasks, strict=False):
         peaks = table.peaks(task)
         for arm, colour, dash in zip(DRAWN, COLOURS, DASHES, strict=True):
             areas = [table.mean(task, arm, peak, lambda found: found.area) for peak in peaks]
             panel.plot(peaks, areas, dash, color=colour, label=arm, linewidth=2 if "ours" in arm else 1.4, marker=".")
         panel.axvline(table.edge(task), color="#cccccc", linewidth=6, zorder=0)
-        panel.set(xscale="log", title=task.replace("_", " "), xlabel="peak lr", ylim=(0, 1))
+        panel.set(xscale="log", title=task.replace("_", " "), xlabel="peak lr", ylabel="mean score over the run")
+        panel.set_ylim(bottom=0)
         panel.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("mean score over the run")
     handles, labels = axes[0][0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    picture.tight_layout(rect=(0, 0.09, 1, 1))
+    picture.tight_layout(rect=(0, 0.05, 1, 1))
     from io import StringIO
 
     text = StringIO()
-    picture.savefig(text, format="svg", metadata={"Date": None})
+    picture.savefig(text, format="svg", metadata={"Date": None}, facecolor="white")
     plt.close(picture)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
