@@ -51,7 +51,7 @@ def test_grpo_finds_its_ceiling(tmp_path: Path) -> None:
     lrs = done.logged("learning_rate")
     assert all(lr <= 0.02 * factor * (1 + 1e-6) for lr, factor in zip(lrs, factors, strict=True))  # less where cut
     assert nominal[-1] == 1.0
-    assert factors[-1] < 0.5  # the nominal warmup is over, and the run does not bear the peak
+    assert factors[-1] < 0.9  # the nominal warmup is over, and the run does not bear the peak
     assert max(done.logged("adaptive_warmup/ceiling")[1:]) < 1.0
     assert {2.0, 3.0} & set(done.logged("adaptive_warmup/phase"))  # backing off, at the ceiling
     assert "task_reward (reward)" in done.said
@@ -62,7 +62,7 @@ def test_rloo_has_its_kl_reward_and_finds_its_ceiling(tmp_path: Path) -> None:
     done = run("rloo.py", tmp_path, "--steps", 24, "--lr", 0.04)
     assert "kl_reward (derived: -beta * kl * completions/mean_length)" in done.said
     factors = done.logged("adaptive_warmup/factor")
-    assert factors[-1] < 0.5
+    assert factors[-1] < 0.9
     past = read(done.state).past
     assert {"task_reward", "grad_norm", "lr"} <= past.columns.keys()
     log = assert_measured(tmp_path, "probe")

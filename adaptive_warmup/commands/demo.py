@@ -25,7 +25,12 @@ def add(commands: Commands) -> None:
     demo.add_argument(
         "--size", choices=("small", "tiny"), default="small", help="of the policy; tiny is made in seconds"
     )
-    demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="folder for the logs and the report")
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder for the logs and the report; those of an earlier demo in it are replaced",
+    )
     demo.set_defaults(run=run)
 
 

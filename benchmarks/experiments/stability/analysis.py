@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
+from io import StringIO
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT))  # run as a script, too
@@ -76,12 +78,21 @@ def claims_table(table: Table) -> str:
 
 def figure(table: Table) -> str:
     """Area under the score against the peak lr, a panel for each task, as SVG; on white, for dark pages too."""
-    from matplotlib import pyplot as plt
+    with mpl.rc_context():  # the same whatever was drawn before
+        mpl.rcdefaults()
+        mpl.rcParams.update({"svg.hashsalt": "stability", "svg.fonttype": "none", "font.size": 9})
+        picture = Figure()
+        _draw(picture, table)
+        text = StringIO()
+        picture.savefig(text, format="svg", metadata={"Date": None}, facecolor="white")
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
+
+def _draw(picture: Figure, table: Table) -> None:
     tasks = [task for task in SOUND if table.tasks("ratio 0").count(task)]
-    mpl.rcParams.update({"svg.hashsalt": "stability", "svg.fonttype": "none", "font.size": 9})
     rows = -(-len(tasks) // 2)
-    picture, axes = plt.subplots(rows, 2, figsize=(7.6, 2.7 * rows + 0.5), squeeze=False)
+    picture.set_size_inches(7.6, 2.7 * rows + 0.5)
+    axes = picture.subplots(rows, 2, squeeze=False)
     for panel, task in zip(axes.flat, tasks, strict=False):
         peaks = table.peaks(task)
         for arm, colour, dash in zip(DRAWN, COLOURS, DASHES, strict=True):
@@ -94,12 +105,6 @@ def figure(table: Table) -> str:
     handles, labels = axes[0][0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
     picture.tight_layout(rect=(0, 0.05, 1, 1))
-    from io import StringIO
-
-    text = StringIO()
-    picture.savefig(text, format="svg", metadata={"Date": None}, facecolor="white")
-    plt.close(picture)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
 def rebuilt() -> dict[Path, str]:
@@ -115,7 +120,6 @@ def rebuilt() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    mpl.use("svg")
     if len(sys.argv) > 1:
         print(tables(load(Path(sys.argv[1]))))
         sys.exit()
