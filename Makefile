@@ -19,14 +19,15 @@ docs: .venv/ready
 	$(BIN)/zensical build --strict --clean
 
 bench-report: .venv/ready
-	for analysis in benchmarks/experiments/*/analysis.py; do $(BIN)/python $$analysis || exit 1; done
-	$(BIN)/python benchmarks/plots.py
+	for name in $(notdir $(wildcard benchmarks/experiments/*)); do \
+		$(BIN)/python -m benchmarks.experiments.$$name.analysis || exit 1; done
+	$(BIN)/python -m benchmarks.plots
 
 # A small part of the stability study, ten minutes on two cores: one held-out task, three arms.
 study-quick: .venv/ready
 	$(BIN)/python -m benchmarks.experiments.stability.run --results build/study-quick --jobs 2 --seeds 4 \
 		--tasks chain_sum --arms ours "ratio 0" "ratio 0.285"
-	$(BIN)/python benchmarks/experiments/stability/analysis.py build/study-quick
+	$(BIN)/python -m benchmarks.experiments.stability.analysis build/study-quick
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

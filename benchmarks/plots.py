@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # the checkout's own package, installed or not
+from adaptive_warmup.history import Run, read
+from benchmarks.rebuilding import RESULTS, ROOT, svg, write
 
-from adaptive_warmup.history import Run, read  # noqa: E402 - found by the line above
-
-RUNS = ROOT / "benchmarks" / "results" / "demo"
+RUNS = RESULTS / "demo"
 PLOTS = ROOT / "docs" / "plots"
 COLOURS = {"ratio 0.95": "#3a8fc4", "ratio 0.285": "#E69F00", "adaptive": "#009E73"}
 GREY = "#7d8590"  # reads on white and on black, as do the colours
@@ -32,7 +28,7 @@ def rebuilt() -> dict[Path, str]:
     """Every file that this makes, with its text."""
     with mpl.rc_context(STYLE):
         figures = {"edge": edge(), "gain": gain(), "safe": safe()}
-        return {PLOTS / f"{name}.svg": svg(figure) for name, figure in figures.items()}
+        return {PLOTS / f"{name}.svg": svg(figure, transparent=True) for name, figure in figures.items()}
 
 
 def edge() -> Figure:
@@ -121,15 +117,5 @@ def finished(figure: Figure, named: Any, bottom: Any) -> Figure:
     return figure
 
 
-def svg(figure: Figure) -> str:
-    """Text as text, no date, no random names, no background."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return "".join(line.rstrip() + "\n" for line in file.getvalue().splitlines())
-
-
 if __name__ == "__main__":
-    PLOTS.mkdir(exist_ok=True)
-    for path, text in rebuilt().items():
-        path.write_text(text, encoding="utf-8")
-        print(path.relative_to(ROOT))
+    write(rebuilt())

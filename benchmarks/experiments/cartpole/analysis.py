@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
-RESULTS = ROOT / "benchmarks" / "results" / "cartpole"
+from benchmarks.rebuilding import RESULTS, Claim, between, entry, markdown, summary_file, write
+
+RUNS = RESULTS / "cartpole"
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->"
 LAST = 6  # rollouts, a quarter of the run
@@ -16,7 +17,7 @@ PAST, SAFE = 0.1, 0.003
 
 def runs() -> list[dict[str, Any]]:
     """All that was run, in the order of the sweep."""
-    files = [RESULTS / f"{host}.jsonl" for host in ("sb3", "torchrl")]
+    files = [RUNS / f"{host}.jsonl" for host in ("sb3", "torchrl")]
     return [json.loads(text) for file in files for text in file.read_text(encoding="utf-8").splitlines()]
 
 
@@ -31,7 +32,7 @@ def scores(found: list[dict[str, Any]], host: str, arm: str, lr: float, last: in
     return [score(run, last) for run in found if (run["host"], run["arm"], run["lr"]) == (host, arm, lr)]
 
 
-def summary(found: list[dict[str, Any]]) -> list[dict[str, object]]:
+def summary(found: list[dict[str, Any]]) -> list[Claim]:
     """One entry a claim; the interval is the least and the greatest value over the seeds."""
     claims = []
     for host in ("sb3", "torchrl"):
@@ -48,23 +49,20 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, object]]:
     return claims
 
 
-def _claim(claim: str, target: float, values: list[float]) -> dict[str, object]:
-    interval = [round(min(values), 3), round(max(values), 3)]
-    mean = round(sum(values) / len(values), 3)
-    entry = {"claim": claim, "target": target, "value": mean, "interval": interval, "seeds": len(values)}
-    return entry | {"met": min(values) >= target}
+def _claim(claim: str, target: float, values: list[float]) -> Claim:
+    interval, mean = [min(values), max(values)], sum(values) / len(values)
+    return entry(claim, target, mean, interval, min(values) >= target, digits=3, seeds=len(values))
 
 
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown: a row for each host, peak lr and arm; each cell all seeds."""
     names = ("host", "peak lr", "arm", "final return", "area under the return", "last lr")
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    rows = []
     for host, lr, arm in dict.fromkeys((run["host"], run["lr"], run["arm"]) for run in found):
         final, area = (scores(found, host, arm, lr, last) for last in (LAST, None))
         lrs = [run["lrs"][-1] for run in found if (run["host"], run["arm"], run["lr"]) == (host, arm, lr)]
-        cells = (host, f"{lr:g}", arm, _each(final, ".0f"), _each(area, ".0f"), _each(lrs, ".2g"))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append((host, f"{lr:g}", arm, _each(final, ".0f"), _each(area, ".0f"), _each(lrs, ".2g")))
+    return markdown(names, rows)
 
 
 def _each(values: list[float], form: str) -> str:
@@ -74,15 +72,12 @@ def _each(values: list[float], form: str) -> str:
 def rebuilt() -> dict[Path, str]:
     """Every file that this makes, with its text."""
     found = runs()
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END, 1)[1]
+    readme = README.read_text(encoding="utf-8")
     return {
-        RESULTS / "summary.json": json.dumps(summary(found), indent=2) + "\n",
-        README: before + BEGIN + table(found) + END + after,
+        RUNS / "summary.json": summary_file(summary(found)),
+        README: between(readme, BEGIN, END, table(found)),
     }
 
 
 if __name__ == "__main__":
-    for path, text in rebuilt().items():
-        path.write_text(text, encoding="utf-8")
-        print(path.relative_to(ROOT))
+    write(rebuilt())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from adaptive_warmup.history import read
 from adaptive_warmup.report import Outcome, outcome
+from benchmarks.rebuilding import RESULTS, ROOT, Claim, between, entry, markdown, summary_file, write
 
-ROOT = Path(__file__).parents[3]
-RESULTS = ROOT / "benchmarks" / "results" / "demo"
+RUNS = RESULTS / "demo"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- demo table -->\n", "<!-- end -->"
 PAST = 0.01  # the peak lr past what the run bears
@@ -29,13 +28,13 @@ class Comparison:
 def comparisons() -> list[Comparison]:
     """All that was run, the peak lr that is past what the run bears first."""
     found = []
-    for folder in (path for path in RESULTS.iterdir() if path.is_dir()):
+    for folder in (path for path in RUNS.iterdir() if path.is_dir()):
         runs = [read(folder / f"{arm.replace(' ', '-')}.jsonl") for arm in ARMS]
         found.append(Comparison(runs[0].about["lr"], runs[0].about["seed"], [outcome(run) for run in runs]))
     return sorted(found, key=lambda comparison: (-comparison.lr, comparison.seed))
 
 
-def summary(found: list[Comparison]) -> list[dict[str, object]]:
+def summary(found: list[Comparison]) -> list[Claim]:
     """One entry a claim; the interval is the least and the greatest value over the seeds."""
     past = [comparison.arms for comparison in found if comparison.lr == PAST]
     safe = [comparison.arms for comparison in found if comparison.lr < PAST]
@@ -49,38 +48,32 @@ def summary(found: list[Comparison]) -> list[dict[str, object]]:
     ]
 
 
-def _claim(claim: str, target: float, values: list[float] | list[int], met: bool) -> dict[str, object]:
-    interval = [round(min(values), 4), round(max(values), 4)]
-    mean = round(sum(values) / len(values), 4)
-    return {"claim": claim, "target": target, "value": mean, "interval": interval, "seeds": len(values), "met": met}
+def _claim(claim: str, target: float, values: list[float] | list[int], met: bool) -> Claim:
+    interval = [min(values), max(values)]
+    return entry(claim, target, sum(values) / len(values), interval, met, seeds=len(values))
 
 
 def table(found: list[Comparison]) -> str:
     """Markdown: a row for each peak lr, seed and arm."""
     names = ("peak lr", "seed", "warmup", "final score", "area under the score", "highest lr", "")
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    rows = []
     for comparison in found:
         for run in comparison.arms:
             settings = (f"{comparison.lr:g}", str(comparison.seed), run.name)
             end = "collapsed" if run.collapsed else ""
-            cells = (*settings, f"{run.score:.3f}", f"{run.area:.3f}", f"{run.highest_lr:.1e}", end)
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            rows.append((*settings, f"{run.score:.3f}", f"{run.area:.3f}", f"{run.highest_lr:.1e}", end))
+    return markdown(names, rows)
 
 
 def rebuilt() -> dict[Path, str]:
     """Every file that this makes, with its text."""
     found = comparisons()
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END, 1)[1]
+    readme = README.read_text(encoding="utf-8")
     return {
-        RESULTS / "summary.json": json.dumps(summary(found), indent=2) + "\n",
-        README: before + BEGIN + table(found) + END + after,
+        RUNS / "summary.json": summary_file(summary(found)),
+        README: between(readme, BEGIN, END, table(found)),
     }
 
 
 if __name__ == "__main__":
-    for path, text in rebuilt().items():
-        path.write_text(text, encoding="utf-8")
-        print(path.relative_to(ROOT))
+    write(rebuilt())

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[2]))  # run as a script, it does not find what stands beside it by its full name
-from benchmarks.experiments.lm.sweep import ADAPTIVE, ARMS, FIXED, LRS, MATCHED, SEEDS  # noqa: E402
+from benchmarks.experiments.lm.sweep import ADAPTIVE, ARMS, FIXED, LRS, MATCHED, SEEDS
+from benchmarks.rebuilding import RESULTS, Claim, between, entry, markdown, summary_file, write
 
-RESULTS = HERE.parents[1] / "results" / "lm"
-README = HERE / "README.md"
+RUNS = RESULTS / "lm"
+README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->"
 SAFE = LRS[0]  # every warmup, and none, bears this one
 Losses = dict[tuple[str, float], float]  # the final loss by arm and peak lr
@@ -20,7 +18,7 @@ Losses = dict[tuple[str, float], float]  # the final loss by arm and peak lr
 
 def losses_by_seed() -> list[Losses]:
     """Of the seeds of which every cell was run."""
-    runs = [json.loads(line) for line in (RESULTS / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    runs = [json.loads(line) for line in (RUNS / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
     found = [{(run["arm"], run["lr"]): run["final"] for run in runs if run["seed"] == seed} for seed in SEEDS]
     return [losses for losses in found if len(losses) == len(ARMS) * len(LRS)]
 
@@ -42,7 +40,7 @@ def worst(losses: Losses, arm: str) -> float:
     return max(losses[arm, lr] for lr in LRS) - best_fixed(losses)
 
 
-def summary(seeds: list[Losses], means: Losses) -> list[dict[str, Any]]:
+def summary(seeds: list[Losses], means: Losses) -> list[Claim]:
     """One entry a claim: of the losses' mean over the seeds, and the least and the greatest of any one seed."""
     others = [arm for arm in ARMS if arm not in (ADAPTIVE, MATCHED)]
     return [
@@ -65,22 +63,20 @@ def summary(seeds: list[Losses], means: Losses) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _claim(claim: str, target: float, seeds: list[Losses], means: Losses, figure: Any) -> dict[str, Any]:
+def _claim(claim: str, target: float, seeds: list[Losses], means: Losses, figure: Any) -> Claim:
     values, value = [figure(losses) for losses in seeds], figure(means)
-    interval = [round(min(values), 4), round(max(values), 4)]
     met = value < target if target == 0.0 else value <= target
-    return {"claim": claim, "target": target, "value": round(value, 4), "interval": interval,
-            "seeds": len(seeds), "met": met}  # fmt: skip
+    return entry(claim, target, value, [min(values), max(values)], met, seeds=len(seeds))
 
 
 def table(means: Losses, count: int) -> str:
     """Markdown: a row for each arm."""
     names = ("final loss by peak lr", *(f"{lr:g}" for lr in LRS), "mean", "worst above the best fixed run")
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    rows = []
     for arm in (*(arm for arm in ARMS if arm not in (ADAPTIVE, MATCHED)), MATCHED, ADAPTIVE):
         cells = [f"{means[arm, lr]:.3f}" for lr in LRS]
-        lines.append(f"| {' | '.join((arm, *cells, f'{over_lrs(means, arm):.3f}', f'{worst(means, arm):.2f}'))} |")
-    return "\n".join(lines) + f"\n\nMeans over {count} seed{'s' if count > 1 else ''}.\n"
+        rows.append((arm, *cells, f"{over_lrs(means, arm):.3f}", f"{worst(means, arm):.2f}"))
+    return markdown(names, rows) + f"\nMeans over {count} seed{'s' if count > 1 else ''}.\n"
 
 
 def rebuilt() -> dict[Path, str]:
@@ -89,16 +85,12 @@ def rebuilt() -> dict[Path, str]:
     if not seeds:
         return {}  # nothing is claimed before a seed is complete
     means = {key: mean([losses[key] for losses in seeds]) for key in seeds[0]}
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END, 1)[1]
+    readme = README.read_text(encoding="utf-8")
     return {
-        RESULTS / "summary.json": json.dumps(summary(seeds, means), indent=2) + "\n",
-        README: before + BEGIN + table(means, len(seeds)) + END + after,
+        RUNS / "summary.json": summary_file(summary(seeds, means)),
+        README: between(readme, BEGIN, END, table(means, len(seeds))),
     }
 
 
 if __name__ == "__main__":
-    for path, text in rebuilt().items():
-        path.write_text(text, encoding="utf-8")
-        print(path.relative_to(HERE.parents[2]))
+    write(rebuilt())

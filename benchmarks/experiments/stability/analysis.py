@@ -5,23 +5,20 @@ With a folder of runs as its argument it only prints their tables.
 
 from __future__ import annotations
 
-import json
 import sys
-from io import StringIO
 from pathlib import Path
+from typing import cast
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT))  # run as a script, too
+from benchmarks.experiments.stability.claims import SOUND, claims
+from benchmarks.experiments.stability.measures import iqm
+from benchmarks.experiments.stability.table import Table, load
+from benchmarks.rebuilding import RESULTS, ROOT, Claim, between, markdown, summary_file, svg, write
 
-from benchmarks.experiments.stability.claims import SOUND, claims  # noqa: E402
-from benchmarks.experiments.stability.measures import iqm  # noqa: E402
-from benchmarks.experiments.stability.table import Table, load  # noqa: E402
-
-SUMMARY = ROOT / "benchmarks" / "results" / "stability" / "summary.json"
+SUMMARY = RESULTS / "stability" / "summary.json"
 DOCS = ROOT / "docs"
 STUDY = DOCS / "study.md"
 DRAWN = ("ratio 0", "ratio 0.285", "ratio 0.95", "rsl_rl", "ours", "ours cosine")
@@ -38,14 +35,12 @@ def tables(table: Table) -> str:
         words = f"edge {table.edge(task):.0e}, " if table.cell(task, "ratio 0", peaks[0]) else ""
         seeds = f"{counts[0]} to {counts[-1]}" if counts[0] != counts[-1] else str(counts[0])
         parts.append(f"**{task}** ({words}{seeds} seeds a cell)\n")
-        parts.append("| arm | " + " | ".join(f"{peak:.0e}" for peak in peaks) + " | mean | final (IQM) |")
-        parts.append("|---|" + "---|" * (len(peaks) + 2))
-        parts += [_row(table, task, arm, peaks) for arm in _arms(table, task)]
-        parts.append("")
+        names = ("arm", *(f"{peak:.0e}" for peak in peaks), "mean", "final (IQM)")
+        parts.append(markdown(names, [_row(table, task, arm, peaks) for arm in _arms(table, task)]))
     return "\n".join(parts)
 
 
-def _row(table: Table, task: str, arm: str, peaks: list[float]) -> str:
+def _row(table: Table, task: str, arm: str, peaks: list[float]) -> list[str]:
     cells = []
     for peak in peaks:
         runs = table.cell(task, arm, peak)
@@ -54,7 +49,7 @@ def _row(table: Table, task: str, arm: str, peaks: list[float]) -> str:
         cells.append(area + (f" ({fallen}/{len(runs)})" if fallen else ""))
     found = [run.outcome for peak in peaks for run in table.cell(task, arm, peak)]
     mean, final = np.mean([run.area for run in found]), iqm([run.evaluation for run in found])
-    return f"| {arm} | " + " | ".join([*cells, f"{mean:.3f}", f"{final:.3f}"]) + " |"
+    return [arm, *cells, f"{mean:.3f}", f"{final:.3f}"]
 
 
 def _arms(table: Table, task: str) -> list[str]:
@@ -65,15 +60,14 @@ def _rank(task: str) -> tuple[int, str]:
     return (SOUND.index(task) if task in SOUND else len(SOUND), task)
 
 
-def claims_table(table: Table) -> str:
+def claims_table(found: list[Claim]) -> str:
     """Every number that was to be reached, and what came of it."""
-    lines = ["| | target | value | 95 % interval, or range | runs or cells | met |", "|---|---|---|---|---|---|"]
-    for claim in claims(table):
-        low, high = claim["interval"]  # type: ignore[misc]
-        met = "yes" if claim["met"] else "**no**"
-        lines.append(f"| {claim['claim']} | {claim['target']} | {claim['value']} | {low} to {high} |"
-                     f" {claim['runs']} | {met} |")  # fmt: skip
-    return "\n".join(lines) + "\n"
+    rows = []
+    for claim in found:
+        bounds = " to ".join(map(str, cast("list[float]", claim["interval"])))
+        values = [str(claim[name]) for name in ("claim", "target", "value")]
+        rows.append([*values, bounds, str(claim["runs"]), "yes" if claim["met"] else "**no**"])
+    return markdown(("", "target", "value", "95 % interval, or range", "runs or cells", "met"), rows)
 
 
 def figure(table: Table) -> str:
@@ -83,9 +77,7 @@ def figure(table: Table) -> str:
         mpl.rcParams.update({"svg.hashsalt": "stability", "svg.fonttype": "none", "font.size": 9})
         picture = Figure()
         _draw(picture, table)
-        text = StringIO()
-        picture.savefig(text, format="svg", metadata={"Date": None}, facecolor="white")
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+        return svg(picture, facecolor="white")
 
 
 def _draw(picture: Figure, table: Table) -> None:
@@ -110,20 +102,14 @@ def _draw(picture: Figure, table: Table) -> None:
 def rebuilt() -> dict[Path, str]:
     """Every file that follows from the runs, with the text that it should have."""
     table = load()
-    study = STUDY.read_text(encoding="utf-8")
-    for name, text in (("tables", tables(table)), ("claims", claims_table(table))):
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        head, rest = study.split(begin)
-        study = head + begin + text + end + rest.split(end)[1]
-    found = json.dumps(claims(table), indent=2) + "\n"
-    return {SUMMARY: found, STUDY: study, DOCS / "study" / "areas.svg": figure(table)}
+    found, study = claims(table), STUDY.read_text(encoding="utf-8")
+    for name, text in (("tables", tables(table)), ("claims", claims_table(found))):
+        study = between(study, f"<!-- {name} -->\n", f"<!-- end of {name} -->", text)
+    return {SUMMARY: summary_file(found), STUDY: study, DOCS / "study" / "areas.svg": figure(table)}
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         print(tables(load(Path(sys.argv[1]))))
-        sys.exit()
-    for path, text in rebuilt().items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        print(f"wrote {path.relative_to(ROOT)}")
+    else:
+        write(rebuilt())

@@ -9,12 +9,12 @@ import numpy as np
 from benchmarks.experiments.stability.measures import Outcome, improvement, interval, wilson
 from benchmarks.experiments.stability.sweep import HELD_OUT_TASKS, TUNING_TASKS
 from benchmarks.experiments.stability.table import Table
+from benchmarks.rebuilding import Claim, entry
 
 SOUND = (*TUNING_TASKS, *HELD_OUT_TASKS)  # the tasks whose KL is right
 CONSTANT = ("ratio 0", "ratio 0.03", "ratio 0.1", "ratio 0.285", "ratio 0.95")
 FIXED = (*CONSTANT, "ratio 0 cosine", "ratio 0.03 cosine")
 OURS = ("ours", "ours cosine", "ours, target .005", "ours, target .005 cosine")
-Claim = dict[str, object]
 
 
 def claims(table: Table) -> list[Claim]:
@@ -24,15 +24,7 @@ def claims(table: Table) -> list[Claim]:
 
 
 def _claim(claim: str, target: float, value: float, bounds: list[float], met: bool, runs: int) -> Claim:
-    rounded = [round(bound, 4) for bound in bounds]
-    return {
-        "claim": claim,
-        "target": target,
-        "value": round(value, 4),
-        "interval": rounded,
-        "runs": runs,
-        "met": bool(met),
-    }
+    return entry(claim, target, value, bounds, bool(met), runs=runs)
 
 
 def _collapses(table: Table) -> Iterator[Claim]:

@@ -1,0 +1,58 @@
+"""What the analyses share. Each has a `rebuilt()`: every file that follows from its raw runs, with the text it should
+have; run as a module it writes them, and `tests/test_benchmarks.py` compares.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+Claim = dict[str, object]
+
+
+def entry(
+    claim: str, target: float, value: float, interval: Sequence[float], met: bool, digits: int = 4, **count: int
+) -> Claim:
+    """An entry of a `summary.json`; `count` names what the value is a mean over, as `seeds=3`."""
+    bounds = [round(bound, digits) for bound in interval]
+    return {"claim": claim, "target": target, "value": round(value, digits), "interval": bounds, **count, "met": met}
+
+
+def summary_file(claims: Sequence[Claim]) -> str:
+    """The text of a `summary.json`."""
+    return json.dumps(claims, indent=2) + "\n"
+
+
+def markdown(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def between(text: str, begin: str, end: str, new: str) -> str:
+    """`text` with what stands between two marks replaced."""
+    before, rest = text.split(begin)
+    return before + begin + new + end + rest.split(end, 1)[1]
+
+
+def svg(figure: Figure, **how: Any) -> str:
+    """Text without date or maker, so that the same drawing gives the same bytes; `how` is for `savefig`."""
+    file = StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, **how)
+    return "".join(line.rstrip() + "\n" for line in file.getvalue().splitlines())
+
+
+def write(files: Mapping[Path, str]) -> None:
+    """Write what was rebuilt, and say so."""
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))
