@@ -52,14 +52,7 @@ class Regulator:
             TypeError: an unknown signal, or a value that is no number.
             ValueError: an array or tensor of more than one element; an unknown `kl_source`. Nothing is taken in then.
         """
-        for name in signals:
-            check_name(name)
-        taken = {name: _taken(name, value) for name, value in signals.items() if value is not None}
-        if kl_source is not None:
-            check_source(kl_source)
-        if kl_source is not None or "kl" in taken:
-            taken["kl_source"] = kl_source or "post_update"
-        self._waiting |= taken
+        self._waiting |= checked(kl_source, **signals)
 
     @property
     def kl_source(self) -> str | None:
@@ -141,6 +134,18 @@ def opened(saved: Any) -> dict[str, Any]:
             " resume from another checkpoint."
         )
     return content
+
+
+def checked(kl_source: str | None = None, **signals: Any) -> dict[str, Any]:
+    """What `Regulator.observe` takes in of its arguments. Raises as that."""
+    for name in signals:
+        check_name(name)
+    taken = {name: _taken(name, value) for name, value in signals.items() if value is not None}
+    if kl_source is not None:
+        check_source(kl_source)
+    if kl_source is not None or "kl" in taken:
+        taken["kl_source"] = kl_source or "post_update"
+    return taken
 
 
 def _taken(name: str, value: Any) -> Any:

@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from adaptive_warmup.controller import Config, Decision
-from adaptive_warmup.regulator import Regulator
+from adaptive_warmup.controller import Decision
+from adaptive_warmup.regulator import checked
 from adaptive_warmup.scheduler import AdaptiveWarmup
 from adaptive_warmup.signals import NAMES
 
@@ -104,10 +104,8 @@ class _Agreed(AdaptiveWarmup):
         if self._accelerator.num_processes == 1:
             super().observe(group=group, **signals)
         else:
-            self._chosen(group)  # refuses what is no group, and the next line what is no signal
-            Regulator(Config(1)).observe(**signals)
-            given = {name: value for name, value in signals.items() if value is not None}
-            self._own.setdefault(group, {}).update(given)
+            self._chosen(group)  # refuses what is no group
+            self._own.setdefault(group, {}).update(checked(**signals))
 
     def _advance(self) -> None:
         if self._accelerator.num_processes > 1:

@@ -25,7 +25,7 @@ from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
 from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
-from adaptive_warmup.regulator import Regulator
+from adaptive_warmup.regulator import Regulator, checked
 from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
 
 _log = logging.getLogger("adaptive_warmup")
@@ -116,7 +116,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         if self.regulator:
             self.regulator.observe(**signals)
         else:
-            Regulator(Config(1)).observe(**signals)  # refuses what is wrong, here where it comes in
+            checked(**signals)  # refuses what is wrong, here where it comes in
             self._waiting.append(signals)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:

@@ -30,7 +30,7 @@ def check_choice(probe: Any) -> None:
         raise TypeError(f"probe={probe!r} is unknown: use 'auto', None, or a PolicyProbe.")
 
 
-def is_rl(trainer: Trainer | None) -> bool:
+def _is_rl(trainer: Trainer) -> bool:
     """Whether the Trainer samples from the policy that it trains: TRL's GRPO and RLOO and their kin."""
     return hasattr(trainer, "num_generations")
 
@@ -48,7 +48,7 @@ class TrainerProbe:
     """
 
     def __init__(self, choice: PolicyProbe | Literal["auto"], trainer: Trainer, undo: ExitStack, scaled: bool) -> None:
-        self._source: KLSource = "training_probe" if scaled and not is_rl(trainer) else "probe"
+        self._source: KLSource = "training_probe" if scaled and not _is_rl(trainer) else "probe"
         self._bare: Any = trainer.accelerator.unwrap_model(trainer.model)
         self._probe = choice if isinstance(choice, PolicyProbe) else _made_for(trainer, self._bare)
         self._probe.restart()
@@ -99,7 +99,7 @@ class TrainerProbe:
 def _made_for(trainer: Trainer, model: nn.Module) -> PolicyProbe:
     """Where rollouts are sampled, updates are few and dear: each one is measured, if time allows."""
     aligned = getattr(model, "loss_type", None) in _ALIGNED or _encodes_and_decodes(model)
-    return PolicyProbe(every=1 if is_rl(trainer) else 4, causal=not aligned)
+    return PolicyProbe(every=1 if _is_rl(trainer) else 4, causal=not aligned)
 
 
 def _encodes_and_decodes(model: nn.Module) -> bool:

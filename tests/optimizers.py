@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
+from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.signals import KL_SOURCES
 
 any_value = st.none() | st.floats(allow_nan=True, allow_infinity=True)
@@ -59,3 +60,15 @@ def lively(steps: int) -> list[dict[str, float]]:
         {"kl": 0.01 * math.exp(1.5 * math.sin(t / 3.0) - 0.7), "task_reward": 0.5, "grad_norm": 1.0 + 0.2 * math.cos(t)}
         for t in range(steps)
     ]
+
+
+def decided(optimizer: Optimizer, target: Any, kls: Iterable[float]) -> list[float]:
+    """The lrs that `AdaptiveWarmup(target, 4)` takes the optimizer through by itself, told these KLs."""
+    scheduler = AdaptiveWarmup(target, 4)
+    lrs = []
+    for kl in kls:
+        lrs.append(lrs_of(optimizer)[0])
+        optimizer.step()
+        scheduler.observe(kl=kl)
+        scheduler.step()
+    return lrs

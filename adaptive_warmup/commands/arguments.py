@@ -1,4 +1,4 @@
-"""What the commands share: the parser's types, and a word about packages that are not there."""
+"""What the commands share: the parser's types, and a word about packages and files that are not there."""
 
 from __future__ import annotations
 

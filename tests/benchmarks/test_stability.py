@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,6 @@ from benchmarks.experiments.stability.run import keep, run
 from benchmarks.experiments.stability.sweep import Slice
 from benchmarks.experiments.stability.table import load
 from benchmarks.experiments.stability.worlds import EOS, World, scorer, world
-
-needs_torchrl = pytest.mark.skipif(find_spec("torchrl") is None, reason="the arm is torchrl's own KLAdaptiveLR")
 
 
 def runs(task: str, seeds: list[int]) -> Runs:
@@ -134,7 +131,6 @@ def test_fixed_arms_are_the_ramps_that_they_are_called() -> None:
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
 
 
-@needs_torchrl
 def test_the_rule_of_torchrl_moves_by_its_factor() -> None:
     driver = ARMS["rsl_rl"](Plan(peak=1.0, steps=40))
     assert driver.rate == pytest.approx(0.1)

@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.integrations.accelerate import AcceleratedWarmup
+from tests.optimizers import decided
 from tests.processes import run_processes
 
 KLS = [2.0**-9, 2.0**-7, 2.0**-4, 2.0**-6, 2.0**-5, 2.0**-7, 2.0**-6, 2.0**-8]  # means of pairs are exact
@@ -57,14 +57,7 @@ def train(accelerator: Accelerator, parts: tuple[Any, Any, AcceleratedWarmup], k
 def plain(kls: list[float], schedule: bool = False) -> list[float]:
     """The lrs of `AdaptiveWarmup` without Accelerate."""
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    scheduler = AdaptiveWarmup(CosineAnnealingLR(optimizer, 16) if schedule else optimizer, 4)
-    lrs = []
-    for kl in kls:
-        lrs.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.observe(kl=kl)
-        scheduler.step()
-    return lrs
+    return decided(optimizer, CosineAnnealingLR(optimizer, 16) if schedule else optimizer, kls)
 
 
 @pytest.mark.parametrize("schedule", [False, True])

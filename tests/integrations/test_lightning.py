@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.integrations.lightning import AdaptiveWarmupCallback
+from tests.optimizers import decided
 from tests.processes import run_processes
 
 PEAK = 0.1
@@ -78,14 +79,7 @@ def fit(module: Line, loader: Any = None, *callbacks: Any, ckpt: Any = None, **s
 def plain(kls: list[float], schedule: bool = False) -> list[float]:
     """The lrs of `AdaptiveWarmup` without Lightning."""
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
-    scheduler = AdaptiveWarmup(ExponentialLR(optimizer, 0.9) if schedule else optimizer, 4)
-    lrs = []
-    for kl in kls:
-        lrs.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.observe(kl=kl)
-        scheduler.step()
-    return lrs
+    return decided(optimizer, ExponentialLR(optimizer, 0.9) if schedule else optimizer, kls)
 
 
 @pytest.mark.parametrize("schedule", [False, True])

@@ -111,7 +111,7 @@ class ReasoningGymTask:
         problems = self.sample(count, rng.getrandbits(32))
         answers = [_truth(problem) for problem in problems]
         mistakes = 0.0 if perfect else self.mistakes
-        written = [_wrong(answer, answers, rng) if rng.random() < mistakes else answer for answer in answers]
+        written = [wrong_answer(answer, answers, rng) if rng.random() < mistakes else answer for answer in answers]
         return [
             Demonstration(problem.prompt, (Segment(answer, own=True),))
             for problem, answer in zip(problems, written, strict=True)
@@ -129,7 +129,7 @@ def _truth(problem: Problem) -> str:
     return answer
 
 
-def _wrong(answer: str, answers: list[str], rng: random.Random) -> str:
+def wrong_answer(answer: str, answers: list[str], rng: random.Random) -> str:
     """The answer to another problem, or the right one with two of its characters swapped."""
     if len(answer) < 2 or rng.random() < 0.5:
         return rng.choice(answers)

@@ -78,14 +78,16 @@ class SearchTask:
         """Episodes on train questions, played through the environment by an expert, careless unless `perfect`."""
         rng = random.Random(f"demonstrations {seed}")
         mistakes = 0.0 if perfect else self.mistakes
-        return [self._play(question, mistakes, rng) for question in sample_questions(count, seed, "train")]
+        questions = sample_questions(count, seed, "train")
+        played = ((question, self.play(question, mistakes, rng)) for question in questions)
+        return [renamed(demo, question, rng) if rng.random() < INVENTED else demo for question, demo in played]
 
-    def _play(self, question: Question, mistakes: float, rng: random.Random) -> Demonstration:
+    def play(self, question: Question, mistakes: float, rng: random.Random) -> Demonstration:
+        """One episode on a question, by an expert who gets each decision wrong with probability `mistakes`."""
         segments: list[Segment] = []
         for turn in turns(question, mistakes, rng):
             segments.append(Segment(turn, own=True))
             inserted = self.reply(question, turn)
             if inserted is not None:
                 segments.append(Segment(inserted, own=False))
-        demonstration = Demonstration(question.prompt, tuple(segments))
-        return renamed(demonstration, question, rng) if rng.random() < INVENTED else demonstration
+        return Demonstration(question.prompt, tuple(segments))

@@ -26,7 +26,7 @@ SAME = {"search_leak": "search", "sorting_barred": "number_sorting"}  # variants
 
 def shape_of(made: World) -> Shape:
     """The policy's shape in that world."""
-    return Shape(made.size, Sampler(made, Shape(1, 1)).prompt + made.length)
+    return Shape(made.size, made.positions)
 
 
 def references(task: str) -> list[Weights]:
@@ -44,8 +44,8 @@ def references(task: str) -> list[Weights]:
 def make(task: str) -> list[Weights]:
     """Train all reference policies of a task at once; positions enough for its variants."""
     made = world(task)
-    longest = max(world(name).length for name in TASKS if SAME.get(name, name) == task)
-    shape = shape_of(made)._replace(positions=Sampler(made, Shape(1, 1)).prompt + longest)
+    longest = max(world(name).positions for name in TASKS if SAME.get(name, name) == task)
+    shape = shape_of(made)._replace(positions=longest)
     weights = stack([initial(shape, seed) for seed in range(COUNT)])
     parameters = [tensor.requires_grad_() for tensor in weights.values()]
     optimizer = torch.optim.AdamW(parameters, lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
@@ -68,8 +68,8 @@ def make(task: str) -> list[Weights]:
 
 def _demonstrations(made: World, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and what of them is learnt, each (BATCH, S)."""
-    prompts = _prompts(made)
-    ids = np.full((BATCH, prompts.shape[1] + made.length), PAD)
+    prompts = made.prompts
+    ids = np.full((BATCH, made.positions), PAD)
     learnt = np.zeros(ids.shape, dtype=bool)
     for row in range(BATCH):
         problem = rng.randrange(POOL)
@@ -81,15 +81,6 @@ def _demonstrations(made: World, rng: random.Random) -> tuple[np.ndarray, np.nda
         tokens, own = [*tokens, EOS][: ids.shape[1]], [*own, True][: ids.shape[1]]
         ids[row, : len(tokens)], learnt[row, : len(own)] = tokens, own
     return ids, learnt
-
-
-_PROMPTS: dict[str, np.ndarray] = {}
-
-
-def _prompts(made: World) -> np.ndarray:
-    if made.name not in _PROMPTS:
-        _PROMPTS[made.name] = made.prompts()
-    return _PROMPTS[made.name]
 
 
 def scores(task: str) -> list[float]:

@@ -51,7 +51,7 @@ class Sampler:
 
     def __init__(self, world: World, shape: Shape) -> None:
         self.world, self.shape = world, shape
-        self.prompts_NP = torch.from_numpy(world.prompts())
+        self.prompts_NP = torch.from_numpy(world.prompts)
         self.score, self.reply, self.stops = scorer(world), replier(world), world.stops()
         self.prompt = self.prompts_NP.shape[1]
 
@@ -84,11 +84,8 @@ class Sampler:
         """Fills the table; log-probabilities, entropies and values, each (R, B, T)."""
         runs, batch, length = ids_RBS.shape
         heads, width = self.shape.heads, self.shape.width // self.shape.heads
-        new = ids_RBS.new_empty((), dtype=torch.float32)
-        cache = [
-            (new.new_zeros(runs * batch, heads, length, width), new.new_zeros(runs * batch, heads, length, width))
-            for _ in range(self.shape.layers)
-        ]
+        size = (2, runs * batch, heads, length, width)
+        cache = [tuple(torch.zeros(size, device=ids_RBS.device)) for _ in range(self.shape.layers)]
         seen = torch.zeros(3, runs, batch, self.world.length, device=ids_RBS.device)
         ids, before, start = ids_RBS[..., : self.prompt], None, 0
         for t in range(self.world.length):

@@ -12,15 +12,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import numpy as np
 
 from adaptive_warmup.ppo.environment import Environment, Problem
 from adaptive_warmup.ppo.tasks import ReasoningGymTask, SearchTask
-from adaptive_warmup.ppo.tasks.expert import turns
 from adaptive_warmup.ppo.tasks.geography import Country, geography
 from adaptive_warmup.ppo.tasks.questions import Question, questions
+from adaptive_warmup.ppo.tasks.reasoning_gym import wrong_answer
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 WORD = re.compile(r"</?[a-z]+>| ?[A-Za-z]+|\d|[^\w<]+|.", re.DOTALL)
@@ -65,10 +65,9 @@ class World:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; what stands for padding, EOS and unknown words reads as a mark that no answer contains."""
-        texts = self.texts
-        return "".join(texts[i] for i in ids)
+        return "".join(self.texts[i] for i in ids)
 
-    @property
+    @cached_property
     def texts(self) -> list[str]:
         return ["\ufffd"] * 3 + list(self.words)
 
@@ -77,11 +76,17 @@ class World:
         """Number of tokens."""
         return len(self.words) + 3
 
+    @cached_property
     def prompts(self) -> np.ndarray:
-        """(N, P), padded on the left."""
+        """Their token ids, (N, P), padded on the left."""
         rows = [self.encode(problem.prompt) for problem in self.problems]
         width = max(map(len, rows))
         return np.array([[PAD] * (width - len(row)) + row for row in rows])
+
+    @property
+    def positions(self) -> int:
+        """Of prompt and response together, S."""
+        return self.prompts.shape[1] + self.length
 
     def stops(self) -> frozenset[int]:
         """The tokens after which the environment is asked for a reply."""
@@ -111,13 +116,7 @@ def _search(name: str = "search", **variant: object) -> World:
 
     def demonstrate(question: Problem, rng: random.Random) -> list[tuple[str, bool]]:
         assert isinstance(question, Question)
-        pieces: list[tuple[str, bool]] = []
-        for turn in turns(question, task.mistakes, rng):
-            pieces.append((turn, True))
-            inserted = task.reply(question, turn)
-            if inserted is not None:
-                pieces.append((inserted, False))
-        return pieces
+        return [(segment.text, segment.own) for segment in task.play(question, task.mistakes, rng).segments]
 
     return _vocabulary(World(name, task, problems, demonstrate, length=40, **variant))  # type: ignore[arg-type]
 
@@ -142,20 +141,10 @@ def _gym(task: str, length: int, name: str = "", barred: int = 0, spelled: bool 
     def demonstrate(problem: Problem, rng: random.Random) -> list[tuple[str, bool]]:
         answer = problem.answer["answer"]
         if rng.random() < made.mistakes:
-            answer = _wrong(answer, answers, rng)
+            answer = wrong_answer(answer, answers, rng)
         return [(answer, True)]
 
     return _vocabulary(World(name or task, made, problems, demonstrate, length, spelled, barred=barred))
-
-
-def _wrong(answer: str, answers: Sequence[str], rng: random.Random) -> str:
-    """Two characters of the right answer swapped, or another problem's answer: as the product's demonstrations."""
-    if len(answer) < 2 or rng.random() < 0.5:
-        return rng.choice(answers)
-    characters = list(answer)
-    i, j = rng.sample(range(len(answer)), 2)
-    characters[i], characters[j] = characters[j], characters[i]
-    return "".join(characters)
 
 
 _WORLDS: dict[str, Callable[[], World]] = {
