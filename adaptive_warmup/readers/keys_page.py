@@ -26,9 +26,11 @@ gradient norm. Add keys of your own by name or pattern: `AdaptiveWarmupCallback(
 over `logging_steps` and counts for the step after it.
 
 **No trainer of TRL but AsyncGRPO reports how far a step moved the policy.** What GRPO and RLOO call `kl` is the
-distance to the reference. So there the controller is a brake (task reward, gradient norm) and no regulator, until it
-is given a KL. Where GRPO or RLOO use each rollout for several updates (`num_iterations`, `steps_per_generation`), the
-share of clipped ratios is a rough one: `signals={"clip_ratio/region_mean": "kl:clip_fraction"}`.
+distance to the reference. So there the callback's probe measures it
+([where the KL comes from](integrations/huggingface.md#where-the-kl-comes-from)); with `probe=None` the controller is a
+brake (task reward, gradient norm) and no regulator. Where GRPO or RLOO use each rollout for several updates
+(`num_iterations`, `steps_per_generation`), the share of clipped ratios is a rough KL that costs nothing:
+`AdaptiveWarmupCallback(probe=None, signals={"clip_ratio/region_mean": "kl:clip_fraction"})`.
 
 ## While a trainer runs
 
