@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 from adaptive_warmup import laws
 from adaptive_warmup.alarms import Alarm, Watch, watch
-from adaptive_warmup.signals import Signals
+from adaptive_warmup.signals import KLSource, Signals
 from adaptive_warmup.statistics import Level, LogScale
 
 Phase = Literal["warmup", "holding", "backing_off", "at_ceiling", "done"]
 VERSION = 1
+_EARLY, _LATE = 0.25, 0.1  # the KL target is whole over such a share of the nominal warmup, and falls to such a share
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Config:
     Attributes:
         warmup_steps: the nominal warmup: its length where no signal says otherwise. Update t = 0, 1, ... then runs at
             factor min(1, (t + 1) / warmup_steps).
-        target_kl: the policy KL per step that the run should bear at the peak of its schedule, nats per token
-            (post-update k3; other sources are put on this scale). .01 suits one PPO epoch, .02 to .03 four or more.
-        min_warmup_steps: the warmup takes at least so many steps, however safe it looks. None: 5, or `warmup_steps`
+        target_kl: the policy KL per step that the run should bear at first, at the peak of its schedule, nats per token
+            (post-update k3; other sources are put on this scale). See `target_at` for how it falls.
+        min_target_kl: what it falls to. None: a tenth of `target_kl`; `target_kl` itself keeps it where it is.
+        min_warmup_steps: the warmup takes at least so many steps, however safe it looks. None: 3, or `warmup_steps`
             where that is less.
         min_factor: the factor is never cut below this, or below the first factor where that is less.
         guard: whether the ceiling goes on guarding when the warmup is done; False hands over for good.
@@ -44,6 +46,7 @@ class Config:
 
     warmup_steps: int
     target_kl: float = 0.01
+    min_target_kl: float | None = None
     min_warmup_steps: int | None = None
     min_factor: float = 1e-3
     guard: bool = True
@@ -63,6 +66,12 @@ class Config:
                 )
         if not (math.isfinite(self.target_kl) and self.target_kl > 0):
             raise ValueError(f"target_kl={self.target_kl!r} must be a positive number of nats per token, such as 0.01.")
+        if self.min_target_kl is not None:
+            self._settle("min_target_kl", float)
+            if not 0 < self.min_target_kl <= self.target_kl:
+                raise ValueError(
+                    f"min_target_kl={self.min_target_kl!r} must be positive and at most target_kl={self.target_kl!r}."
+                )
         if not 0 < self.min_factor <= 1:
             raise ValueError(f"min_factor={self.min_factor!r} must lie in (0, 1], such as 0.001.")
         if self.on_gaming not in ("hold", "warn", "stop"):
@@ -81,12 +90,25 @@ class Config:
     @property
     def shortest(self) -> int:
         """The least number of steps that the warmup takes."""
-        return self.min_warmup_steps or min(5, self.warmup_steps)
+        return self.min_warmup_steps or min(3, self.warmup_steps)
 
     @property
     def floor(self) -> float:
         """The least factor."""
         return min(self.min_factor, 1.0 / self.warmup_steps)
+
+    def target_at(self, step: int, source: KLSource = "post_update") -> float:
+        """The KL target of update number `step`, nats per token, on the scale of the post-update k3.
+
+        Whole for a quarter of the nominal warmup; then it falls as 1 / step, and with it the lr as 1 / sqrt(step), the
+        pace of stochastic approximation whose horizon is unknown (Nemirovski et al. 2009), down to `min_target_kl`. A
+        policy that has learned most of what it will gets more noise than signal from its rewards. Where nothing is
+        sampled from the policy (`training_probe`) that is not so, and the target stays.
+        """
+        least = _LATE * self.target_kl if self.min_target_kl is None else self.min_target_kl
+        if source == "training_probe":
+            return self.target_kl
+        return max(self.target_kl * min(_EARLY * self.warmup_steps / (step + 1), 1.0), least)
 
 
 def check_settings(names: Iterable[str]) -> None:

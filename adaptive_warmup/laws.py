@@ -56,17 +56,16 @@ def linear(config: Config, state: State, signals: Signals, watch: Watch, alarms:
 def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarms: tuple[Alarm, ...]) -> Move:
     """The log-gain law: learn the run's gain (KL per lr^2) and go to the lr whose KL is the target.
 
-    The KL target belongs to the peak of the user's schedule: the schedule lies on top of the ceiling, so that where it
-    decays by s the KL decays by s^2. Where the host reports no KL the pace is nominal, a drop of the task reward cuts
-    the factor, and an outlying grad norm slows it.
+    The KL target (`Config.target_at`) belongs to the peak of the user's schedule: the schedule lies on top of the
+    ceiling, so that where it decays by s the KL decays by s^2. Where the host reports no KL the pace is nominal, a drop
+    of the task reward cuts the factor, and an outlying grad norm slows it.
     """
     kl = signals.kl
     hold = _hold(config, state, alarms)
     if is_finite(kl) and kl > _NO_MEASUREMENT and _NO_UPDATE < signals.lr_scale < 1.0 / _NO_UPDATE:
         gap = _gap(state) if signals.kl_source in PROBES else 1
         gain = _gain(state).update(kl / KL_SCALE[signals.kl_source], state.factor * signals.lr_scale, gap)
-        ceiling = gain.factor_for(config.target_kl)
-        move = _toward(config, state, gain, ceiling, kl, signals, hold)
+        move = _toward(config, state, gain, kl, signals, hold)
     else:
         move = _unmeasured(config, state, watch, hold)
     if watch.drop_steps == 1 or (watch.drop_steps % _CUT_EVERY == 1 and move.ceiling is None):
@@ -127,22 +126,22 @@ def _named(alarms: tuple[Alarm, ...], name: str) -> Alarm:
     return next(alarm for alarm in alarms if alarm.name == name)
 
 
-def _toward(
-    config: Config, state: State, gain: Gain, ceiling: float, kl: float, signals: Signals, hold: str | None
-) -> Move:
+def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signals, hold: str | None) -> Move:
     """Go to the ceiling in logs, at most `rise` up and `_FALL` down; not up at all where something holds."""
+    target = config.target_at(state.step, signals.kl_source)
+    ceiling = gain.factor_for(target)
     want = math.log(ceiling / state.factor)
     step = max(min(want, 0.0 if hold else rise(config)), -_FALL)
     factor = min(state.factor * math.exp(step), 1.0)
-    budget = kl_on_target(config.target_kl, signals.kl_source, signals.lr_scale)
-    what = f"kl {kl:.2g} is {kl / budget:.2g} x target: "
+    budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
+    what = f"kl {kl:.2g} is {kl / budget:.2g} x the target {budget:.2g}: "
     if step < 0.0:
         what += f"backing off to {factor:.2g}"
     elif factor == 1.0:
         what += "at the peak"
     else:
         what += f"rising to {factor:.2g}" if step else f"holding at {factor:.2g}"
-    memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state)}
+    memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state), "target": target}
     return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
 
 
@@ -152,7 +151,7 @@ def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) ->
     ceiling = None
     if memory.get("count"):
         memory["silent"] = silent = memory["silent"] + 1
-        ceiling = _gain(state).factor_for(config.target_kl)
+        ceiling = _gain(state).factor_for(memory["target"])
         # One whole nominal warmup without a word, and far longer than ever between two: the ceiling is forgotten.
         if silent > max(config.warmup_steps, 10, _GAPS * memory.get("gap", 1.0)):
             memory, ceiling = {}, None

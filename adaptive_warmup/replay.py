@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptive_warmup import controller
-from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.controller import Config, Decision, State
 from adaptive_warmup.readers import Past
 from adaptive_warmup.signals import NAMES, Signals
 
@@ -81,6 +81,7 @@ class Moment(NamedTuple):
         used: the lr that the run used, as a share of the peak; NaN where unknown.
         own: the run's own warmup factor.
         decision: what the controller then decided.
+        bears: the factor that the run is estimated to bear at the whole `target_kl`; None where no KL has said.
     """
 
     step: int
@@ -89,6 +90,7 @@ class Moment(NamedTuple):
     used: float
     own: float
     decision: Decision
+    bears: float | None
 
     @property
     def differs(self) -> bool:
@@ -98,8 +100,7 @@ class Moment(NamedTuple):
     @property
     def excess(self) -> float:
         """The run's lr as a multiple of what it is estimated to bear; NaN where no KL has said."""
-        ceiling = self.decision.ceiling
-        return self.own / ceiling if ceiling else math.nan
+        return self.own / self.bears if self.bears else math.nan
 
 
 def setup(
@@ -140,7 +141,14 @@ def replay(past: Past, given: Setup) -> Iterator[Moment]:
         lr_scale = float(used) / factor if used > 0.0 else 0.0
         signals = Signals(**values, kl_source=past.kl_source, lr_scale=lr_scale)
         state, decision = controller.step(given.config, state, signals)
-        yield Moment(int(step), signals, factor, float(used), float(own), decision)
+        yield Moment(
+            int(step), signals, factor, float(used), float(own), decision, _bears(given.config, state, decision.ceiling)
+        )
+
+
+def _bears(config: Config, state: State, ceiling: float | None) -> float | None:
+    """The ceiling, without the fall of the KL target over the run: KL ~ lr^2."""
+    return ceiling and ceiling * math.sqrt(config.target_kl / state.law["target"])
 
 
 def _rates(past: Past, peak: float | None, warmup_steps: int | None) -> Rates:

@@ -127,7 +127,7 @@ def _weigh(verdict: Verdict, moment: Moment) -> None:
     if decision.phase == "at_ceiling" and verdict.held is None:
         verdict.held = moment.step
         _event(verdict, moment, "held by the ceiling, below the peak")
-    verdict.ceiling = decision.ceiling
+    verdict.ceiling = moment.bears
     if moment.excess > 1.0:
         verdict.above += 1
         verdict.most = max(verdict.most, moment.excess)

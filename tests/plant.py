@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from adaptive_warmup import controller
 from adaptive_warmup.controller import Config, Decision
@@ -30,6 +31,11 @@ class Plant:
         noise = self._random.gauss(0.0, self.noise) if self.noise else 0.0
         absent = self._random.random() < self.missing
         return None if absent else self.target * (factor / bears) ** 2 * math.exp(noise)
+
+
+def steady(warmup_steps: int, **settings: Any) -> Config:
+    """With a KL target that does not fall, so that the ceiling is the plant's `bears`."""
+    return Config(warmup_steps, min_target_kl=0.01, **settings)
 
 
 def run(config: Config, plant: Plant, steps: int) -> Iterator[Decision]:

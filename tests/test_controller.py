@@ -18,7 +18,7 @@ from adaptive_warmup import controller
 from adaptive_warmup.controller import Config, Decision, State
 from adaptive_warmup.laws import LAWS
 from adaptive_warmup.signals import KL_SOURCES, Signals
-from tests.plant import Plant, factors, run
+from tests.plant import Plant, factors, run, steady
 
 anything = st.none() | st.floats(allow_nan=True, allow_infinity=True)
 positive = st.floats(1e-9, 1e3)
@@ -139,13 +139,24 @@ def test_a_broken_signal_holds_and_is_named(signal: str, value: float) -> None:
 
 def test_safe_kl_shortens_to_the_stated_minimum_and_not_further() -> None:
     safe = Plant(bears=50.0)
-    for config, shortest in [(Config(100), 5), (Config(100, min_warmup_steps=20), 20), (Config(3), 3)]:
+    for config, shortest in [(Config(100), 3), (Config(100, min_warmup_steps=20), 20), (Config(2), 2)]:
         peak = [config.warmup_steps == 1, *(f == 1.0 for f in factors(config, safe, 30))].index(True)
         assert peak + 1 == shortest  # counted as the nominal warmup is: update number `warmup_steps` is at the peak
 
 
+def test_the_kl_target_is_whole_at_first_then_falls_as_one_over_the_step() -> None:
+    """A quarter of 100 steps; half the target at step 50, and the lr at 1 / sqrt(2); never below a tenth."""
+    config = Config(100)
+    targets = [config.target_at(step) for step in (0, 24, 49, 99, 249, 250, 10**6)]
+    assert targets == pytest.approx([0.01, 0.01, 0.005, 0.0025, 0.001, 0.001, 0.001])
+    assert {config.target_at(step, "training_probe") for step in (0, 49, 10**6)} == {0.01}
+    assert {Config(100, min_target_kl=0.01).target_at(step) for step in (0, 49, 10**6)} == {0.01}
+    path = factors(config, Plant(bears=0.2), 300)
+    assert [path[step] for step in (24, 49, 260)] == pytest.approx([0.2, 0.2 / 2**0.5, 0.2 / 10**0.5], rel=0.05)
+
+
 def test_unsafe_kl_is_held_below_the_peak_as_long_as_needed() -> None:
-    decisions = list(run(Config(20), Plant(bears=0.05), 500))
+    decisions = list(run(steady(20), Plant(bears=0.05), 500))
     assert all(d.factor < 0.06 for d in decisions[5:])
     assert {d.phase for d in decisions[10:]} == {"at_ceiling"}
     assert decisions[-1].expected_end is None
@@ -166,7 +177,7 @@ def test_when_signals_stop_the_pace_is_nominal_again() -> None:
 
 def test_a_ceiling_outlives_a_gap_in_the_signals_but_not_for_ever() -> None:
     """50 steps without a word do not let a run past what it was seen to bear; one nominal warmup without one does."""
-    config, plant = Config(100), Plant(bears=0.2)
+    config, plant = steady(100), Plant(bears=0.2)
     state = controller.start(config)
     for step in range(50):
         state, _ = controller.step(config, state, Signals(kl=plant.kl(step, state.factor)))
@@ -184,7 +195,7 @@ def test_a_ceiling_outlives_a_gap_in_the_signals_but_not_for_ever() -> None:
 
 def test_a_slow_probe_is_no_silence() -> None:
     """Measured at every 8th step, then at every 32nd, past the nominal warmup of 20, the ceiling stands in between."""
-    config, plant = Config(20), Plant(bears=0.2)
+    config, plant = steady(20), Plant(bears=0.2)
     state, factors = controller.start(config), []
     for step in range(400):
         kl = plant.kl(step, state.factor) if step % (8 if step < 96 else 32) == 0 else None
@@ -200,7 +211,7 @@ def test_a_kl_of_exactly_zero_is_no_evidence() -> None:
 
 def test_the_users_schedule_shapes_the_kl_budget() -> None:
     """At half the schedule the same ceiling means a quarter of the KL, so the factor does not move."""
-    config = Config(10)
+    config = steady(10)
     state = controller.start(config)
     for step in range(100):
         scale = 1.0 if step < 50 else 0.5
@@ -218,8 +229,8 @@ def test_a_schedule_at_zero_is_no_evidence() -> None:
 def test_guard_hands_over_or_goes_on_guarding() -> None:
     """The run bears everything for 20 steps, then only a tenth."""
     plant = lambda: Plant(bears=lambda step: 10.0 if step < 20 else 0.1)  # noqa: E731
-    guarded = factors(Config(10), plant(), 80)
-    handed_over = list(run(Config(10, guard=False), plant(), 80))
+    guarded = factors(steady(10), plant(), 80)
+    handed_over = list(run(steady(10, guard=False), plant(), 80))
     assert guarded[15] == 1.0
     assert guarded[-1] == pytest.approx(0.1, rel=0.05)
     assert {d.factor for d in handed_over[10:]} == {1.0}
@@ -262,7 +273,7 @@ def test_reasons_read_as_a_person_would_write_them() -> None:
     config = Config(20)
     state = State(factor=0.5, clock=10.0, law={"gain": math.log(0.04), "count": 9})
     _, decision = controller.step(config, state, Signals(kl=0.031))
-    assert decision.reasons == ("kl 0.031 is 3.1 x target: backing off to 0.38",)
+    assert decision.reasons == ("kl 0.031 is 3.1 x the target 0.01: backing off to 0.38",)
     assert decision.phase == "backing_off"
 
 
@@ -272,7 +283,7 @@ def test_reasons_read_as_a_person_would_write_them() -> None:
 def test_rise_time_and_overshoot() -> None:
     rises, overshoots = [], []
     for seed in range(16):
-        path = factors(Config(100), Plant(bears=0.3, noise=0.7, seed=seed), 60)
+        path = factors(steady(100), Plant(bears=0.3, noise=0.7, seed=seed), 60)
         rises.append(next(i for i, f in enumerate(path) if f >= 0.5 * 0.3) + 1)
         overshoots.append(max(path) / 0.3)
     assert statistics.mean(rises) < 6
@@ -282,7 +293,7 @@ def test_rise_time_and_overshoot() -> None:
 
 def test_settles_below_what_the_run_bears_with_little_jitter() -> None:
     for seed in range(16):
-        path = factors(Config(100), Plant(bears=0.3, noise=0.7, seed=seed), 300)[50:]
+        path = factors(steady(100), Plant(bears=0.3, noise=0.7, seed=seed), 300)[50:]
         logs = [math.log(f / 0.3) for f in path]
         jitter = statistics.pstdev([b - a for a, b in itertools.pairwise(logs)])
         assert -0.6 < statistics.mean(logs) < 0.0  # bad news counts more, so it stays on the safe side
@@ -291,7 +302,7 @@ def test_settles_below_what_the_run_bears_with_little_jitter() -> None:
 
 def test_follows_a_jump_down_within_a_few_steps_and_back_up_slowly() -> None:
     plant = Plant(bears=lambda step: 0.02 if 100 <= step < 200 else 0.4, noise=0.3)
-    path = factors(Config(100), plant, 300)
+    path = factors(steady(100), plant, 300)
     down = next(i for i in range(100, 200) if path[i] < 0.03) - 100
     up = next(i for i in range(200, 300) if path[i] > 0.25) - 200
     assert down <= 5
@@ -324,6 +335,8 @@ def test_a_peak_a_hundred_times_beyond_is_brought_to_the_same_lr() -> None:
         ({"warmup_steps": 10, "min_warmup_steps": 0}, "min_warmup_steps=0"),
         ({"warmup_steps": 10, "target_kl": -1.0}, "target_kl=-1.0"),
         ({"warmup_steps": 10, "target_kl": math.nan}, "target_kl=nan"),
+        ({"warmup_steps": 10, "min_target_kl": 0.02}, "min_target_kl=0.02 must be positive and at most target_kl=0.01"),
+        ({"warmup_steps": 10, "min_target_kl": 0.0}, "min_target_kl=0.0"),
         ({"warmup_steps": 10, "target_kl": "low"}, "target_kl='low' must be a number"),
         ({"warmup_steps": 10, "min_factor": 0.0}, "min_factor=0.0"),
         ({"warmup_steps": 10, "on_gaming": "shout"}, "on_gaming='shout'"),

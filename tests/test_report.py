@@ -17,7 +17,7 @@ from adaptive_warmup import Config, Regulator, report
 from adaptive_warmup.cli import main
 from adaptive_warmup.history import DecisionLog, Run, read
 from adaptive_warmup.report import panels, plain, reading
-from tests.plant import Plant
+from tests.plant import Plant, steady
 
 RISING = [min(0.3 + 0.01 * t, 0.9) for t in range(100)]
 COLLAPSING = [*RISING[:60], *[0.05] * 20]
@@ -48,7 +48,7 @@ def line(run: Run, key: str, role: str) -> panels.Line:
 
 
 def test_outcome_in_numbers(tmp_path: Path) -> None:
-    good = report.outcome(logged(tmp_path / "good.jsonl", RISING, Config(20)))
+    good = report.outcome(logged(tmp_path / "good.jsonl", RISING, steady(20)))
     bad = report.outcome(logged(tmp_path / "bad.jsonl", COLLAPSING, Config(20, law="linear")))
     assert (good.name, good.steps, good.collapsed, bad.collapsed) == ("good", 100, False, True)
     assert good.score == 0.9
@@ -58,21 +58,21 @@ def test_outcome_in_numbers(tmp_path: Path) -> None:
 
 
 def test_outcome_in_words(tmp_path: Path) -> None:
-    held = report.in_words(logged(tmp_path / "held.jsonl", RISING, Config(20)))
-    warm = report.in_words(logged(tmp_path / "warm.jsonl", RISING, Config(20), bears=5.0))
+    held = report.in_words(logged(tmp_path / "held.jsonl", RISING, steady(20)))
+    warm = report.in_words(logged(tmp_path / "warm.jsonl", RISING, steady(20), bears=5.0))
     fixed = report.in_words(logged(tmp_path / "fixed.jsonl", RISING, Config(20, law="linear")))
     assert held == (
-        "nominal 20 steps; not warm by step 99; held at 30 % of the peak from step 2: this run bears at most 3.0e-3"
+        "nominal 20 steps; not warm by step 99; held at 30 % of the peak from step 1, the ceiling at lr 3.0e-3"
     )
-    assert warm == "nominal 20 steps; warm after 5"
+    assert warm == "nominal 20 steps; warm after 3"
     assert fixed == "fixed linear warmup of 20 steps; warm after 20"
 
 
 def test_a_run_that_is_warm_and_later_held(tmp_path: Path) -> None:
-    run = logged(tmp_path / "run.jsonl", [0.5] * 300, Config(290), bears=lambda t: 2.0 if t < 200 else 0.38, lr=1e-6)
+    run = logged(tmp_path / "run.jsonl", [0.5] * 300, steady(290), bears=lambda t: 2.0 if t < 200 else 0.38, lr=1e-6)
     words = report.in_words(run)
     assert words == (
-        "nominal 290 steps; warm after 5; held at 38 % of the peak from step 200: this run bears at most 3.8e-7"
+        "nominal 290 steps; warm after 3; held at 38 % of the peak from step 200, the ceiling at lr 3.8e-7"
     )
 
 
@@ -84,10 +84,10 @@ def test_alarms_a_collapse_and_an_unfinished_warmup_in_words(tmp_path: Path) -> 
 
 
 def test_what_the_log_lacks_is_said_and_not_drawn_over(tmp_path: Path) -> None:
-    whole = logged(tmp_path / "run.jsonl", RISING, Config(20))
+    whole = logged(tmp_path / "run.jsonl", RISING, steady(20))
     run = without(whole, range(30), range(50, 70))
     assert report.in_words(run).endswith("no line in the log for steps 0 to 29, 50 to 69")
-    assert reading.bears(run) == pytest.approx([3e-3] * 50, rel=1e-3)  # also at 30 and 70, whose factor is unknown
+    assert reading.ceilings(run) == pytest.approx([3e-3] * 50, rel=1e-3)  # also at 30 and 70, whose factor is unknown
     assert reading.nominal(run) == pytest.approx([1e-2] * 50, rel=1e-6)
     used = line(run, "lr", "value")
     broken = [i for i, row in enumerate(used.rows) if row == -1]
@@ -97,19 +97,19 @@ def test_what_the_log_lacks_is_said_and_not_drawn_over(tmp_path: Path) -> None:
 
 
 def test_a_log_of_every_tenth_step_has_no_gaps(tmp_path: Path) -> None:
-    whole = logged(tmp_path / "run.jsonl", RISING, Config(20))
+    whole = logged(tmp_path / "run.jsonl", RISING, steady(20))
     run = Run(whole.config, whole.about, whole.steps[::10])
     assert -1 not in line(run, "lr", "value").rows
     assert "no line" not in report.in_words(run)
     assert reading.nominal(run) == pytest.approx([5e-4, 5.5e-3, *[1e-2] * 8])
-    assert reading.bears(run) == pytest.approx([3e-3] * 10, rel=1e-3)
+    assert reading.ceilings(run) == pytest.approx([3e-3] * 10, rel=1e-3)
 
 
 def test_one_step_at_another_lr_does_not_move_the_ceiling(tmp_path: Path) -> None:
     """As where its gradient was an outlier and the update was cut."""
-    run = logged(tmp_path / "run.jsonl", RISING, Config(20))
+    run = logged(tmp_path / "run.jsonl", RISING, steady(20))
     run.steps[40]["lr"] *= 0.1
-    assert reading.bears(run)[40] == pytest.approx(3e-3, rel=1e-3)
+    assert reading.ceilings(run)[40] == pytest.approx(3e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,14 @@ def test_one_step_at_another_lr_does_not_move_the_ceiling(tmp_path: Path) -> Non
 )
 def test_the_target_is_on_the_scale_of_the_kl(tmp_path: Path, source: str, lr_scale: float, target: float) -> None:
     run = logged(tmp_path / "run.jsonl", [0.5] * 30, Config(10), kl_source=source, lr_scale=lr_scale)
-    assert line(run, "kl", "bound").values == pytest.approx([target] * 30)
+    drawn = line(run, "kl", "bound").values
+    assert [drawn[step] / target for step in (0, 1, 4, 9, 24, 29)] == pytest.approx([1, 1, 0.5, 0.25, 0.1, 0.1])
     assert reading.nominal(run)[20:] == pytest.approx([1e-2 * lr_scale] * 10)
 
 
 def test_bounds_are_those_that_the_alarms_have(tmp_path: Path) -> None:
     """The drop rings at the step whose level falls below the bound that is drawn there."""
-    run = logged(tmp_path / "run.jsonl", COLLAPSING, Config(20))
+    run = logged(tmp_path / "run.jsonl", COLLAPSING, steady(20))
     bound = line(run, "task_reward", "bound")
     assert bound.steps[0] == 9  # eight steps have settled the level
     rung = next(event.step for event in reading.events(run) if event.alarms)
@@ -164,7 +165,7 @@ def test_a_run_without_rewards_or_evaluation_is_reported_too(tmp_path: Path) -> 
 
 def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
     path = tmp_path / "<b>sly&{{data}}.jsonl"
-    report.write(tmp_path / "report.html", [logged(path, COLLAPSING, Config(20))])
+    report.write(tmp_path / "report.html", [logged(path, COLLAPSING, steady(20))])
     page = (tmp_path / "report.html").read_text()
     assert "<b>sly&" not in page
     assert "&lt;b&gt;sly&amp;{{data}}" in page
@@ -177,7 +178,7 @@ def test_the_page_is_self_contained_and_escapes_names(tmp_path: Path) -> None:
 
 
 def test_a_picture_shows_every_run_in_its_colour(tmp_path: Path) -> None:
-    runs = [logged(tmp_path / "cost $5.jsonl", RISING, Config(20)), logged(tmp_path / "b.jsonl", RISING, Config(9))]
+    runs = [logged(tmp_path / "cost $5.jsonl", RISING, steady(20)), logged(tmp_path / "b.jsonl", RISING, Config(9))]
     report.write(tmp_path / "report.png", runs)
     pixels = (imread(tmp_path / "report.png")[:, :, :3] * 255).round().astype(int)
     assert pixels.shape[1] == 1500
@@ -191,7 +192,7 @@ def test_a_picture_shows_every_run_in_its_colour(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [76, 80, 100])
 def test_the_plain_view_fits_and_is_ascii(tmp_path: Path, width: int) -> None:
-    run = logged(tmp_path / "a.jsonl", COLLAPSING, Config(20))
+    run = logged(tmp_path / "a.jsonl", COLLAPSING, steady(20))
     other = logged(tmp_path / "b.jsonl", RISING, Config(20, law="linear"))
     for runs in ([run], [run, other]):
         text = plain.text(runs, width)
@@ -203,7 +204,7 @@ def test_the_plain_view_fits_and_is_ascii(tmp_path: Path, width: int) -> None:
 
 def test_more_steps_than_columns_and_more_than_a_few_thousand(tmp_path: Path) -> None:
     """An alarm at every step, too: nothing may grow with the square of the run."""
-    few = logged(tmp_path / "run.jsonl", COLLAPSING, Config(20)).steps
+    few = logged(tmp_path / "run.jsonl", COLLAPSING, steady(20)).steps
     steps = [few[-1] | {"step": t, "phase": few[t % 2]["phase"]} for t in range(20_000)]
     begin = time.monotonic()
     text = plain.text([Run(Config(20), {}, steps)])
@@ -225,7 +226,7 @@ def test_the_plain_chart_of_hand_checkable_numbers(tmp_path: Path) -> None:
 
 
 def test_the_command_draws_a_folder_of_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logged(tmp_path / "runs" / "a.jsonl", RISING, Config(20))
+    logged(tmp_path / "runs" / "a.jsonl", RISING, steady(20))
     logged(tmp_path / "runs" / "b.jsonl", COLLAPSING, Config(20, law="linear"))
     cut = (tmp_path / "runs" / "b.jsonl").read_text()[:-30]
     (tmp_path / "runs" / "b.jsonl").write_text(cut)
@@ -235,7 +236,7 @@ def test_the_command_draws_a_folder_of_logs(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_nothing_is_written_over_without_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logged(tmp_path / "a.jsonl", RISING, Config(20))
+    logged(tmp_path / "a.jsonl", RISING, steady(20))
     for name in ("page.html", "picture.png"):
         arguments = ["report", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / name)]
         (tmp_path / name).write_text("mine")
@@ -247,17 +248,17 @@ def test_nothing_is_written_over_without_force(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_plain_goes_through_a_pipe_and_writes_no_file(tmp_path: Path) -> None:
-    logged(tmp_path / "a.jsonl", RISING, Config(20))
+    logged(tmp_path / "a.jsonl", RISING, steady(20))
     command = [sys.executable, "-m", "adaptive_warmup", "report", str(tmp_path / "a.jsonl"), "--plain"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "this run bears at most 3.0e-3" in " ".join(done.stdout.split())
+    assert "the ceiling at lr 3.0e-3" in " ".join(done.stdout.split())
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
-    logged(tmp_path / "a.jsonl", RISING, Config(20))
+    logged(tmp_path / "a.jsonl", RISING, steady(20))
     command = [sys.executable, "-m", "adaptive_warmup", "report", str(tmp_path / "a.jsonl"), "--plain"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert running.stdout is not None
@@ -267,7 +268,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
 
 
 def test_one_bad_log_does_not_cost_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logged(tmp_path / "good.jsonl", RISING, Config(20))
+    logged(tmp_path / "good.jsonl", RISING, steady(20))
     (tmp_path / "foreign.jsonl").write_text('{"step": 1, "loss": 2}\n')
     DecisionLog(tmp_path / "empty.jsonl", Config(5)).close()
     assert main(["report", str(tmp_path), "--plain"]) == 1

@@ -90,7 +90,7 @@ def test_over_a_schedule_the_lr_is_the_schedules_times_the_factor(name: str) -> 
         assert lrs_of(ours) == [lr * factor for lr in lrs_of(theirs)] == scheduler.get_last_lr()
         drive(scheduler, [signals])
         drive(reference, [{}])
-    assert len(moved) > 10
+    assert len(moved) >= 5
 
 
 def test_the_momentum_that_a_schedule_cycles_is_left_to_it() -> None:

@@ -173,7 +173,7 @@ def test_a_schedule_beside_that_sets_the_lr_cannot_lift_it_above_ours(
 ) -> None:
     optimizer = optimizer_of(*BASES)
     other = LambdaLR(optimizer, shape)
-    ours = AdaptiveWarmup(optimizer, warmup_steps=10)
+    ours = AdaptiveWarmup(optimizer, warmup_steps=10, min_target_kl=0.01)
     scheduler = ChainedScheduler([other, ours])
     for _ in range(30):
         both(ours, scheduler, {"kl": 0.04 * ours.decision.factor**2})

@@ -63,7 +63,7 @@ def test_an_lr_on_a_device_is_filled_and_never_read() -> None:
         scheduler.optimizer.step()  # reads it, on the host as it really is
         before = OnDevice.reads
         scheduler.check_gradient(1.0)
-        scheduler.observe(kl=0.001)
+        scheduler.observe(kl=0.0001)
         scheduler.step()
         reads += OnDevice.reads - before
     assert reads == 0

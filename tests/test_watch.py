@@ -13,7 +13,7 @@ from adaptive_warmup import Config, Regulator
 from adaptive_warmup.cli import main
 from adaptive_warmup.history import DecisionLog, follow
 from adaptive_warmup.watch import view
-from tests.plant import Plant
+from tests.plant import Plant, steady
 
 
 def steps(log: DecisionLog, regulator: Regulator, plant: Plant, count: int) -> None:
@@ -50,7 +50,7 @@ def screen(path: Path, width: int) -> str:
 
 
 def test_what_is_shown(tmp_path: Path) -> None:
-    path, regulator = tmp_path / "run.jsonl", Regulator(Config(50))
+    path, regulator = tmp_path / "run.jsonl", Regulator(steady(50))
     with DecisionLog(path, regulator.config, arm="mine") as log:
         steps(log, regulator, Plant(bears=0.1), 30)
     text = screen(path, 120)

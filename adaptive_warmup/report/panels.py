@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from adaptive_warmup.alarms import Watch, drop_bound, is_finite, watch
 from adaptive_warmup.history import Run
@@ -117,7 +117,7 @@ def _lr(runs: Sequence[Run]) -> Panel:
     lines = [_line(i, run, "value", [step["lr"] for step in run.steps], log=True) for i, run in enumerate(runs)]
     for i, run in _adaptive(runs):
         lines.append(_line(i, run, "nominal", reading.nominal(run), log=True))
-        lines.append(_line(i, run, "ceiling", reading.bears(run), log=True))
+        lines.append(_line(i, run, "ceiling", reading.ceilings(run), log=True))
     marks = [mark for i, run in enumerate(runs) for mark in _events(i, run)]
     within = [value for line in lines if line.role != "ceiling" for value in line.values if not math.isnan(value)]
     window = (min(within) / 1.5, max(within) * 1.5) if within else None
@@ -188,8 +188,11 @@ def _adaptive(runs: Sequence[Run]) -> list[tuple[int, Run]]:
 
 
 def _targets(run: Run) -> list[float]:
-    target = run.config.target_kl
-    return [kl_on_target(target, _source(step["signals"]), reading.lr_scale(step)) for step in run.steps]
+    return [_target(run, step, _source(step["signals"])) for step in run.steps]
+
+
+def _target(run: Run, step: dict[str, Any], source: KLSource) -> float:
+    return kl_on_target(run.config.target_at(step["step"], source), source, reading.lr_scale(step))
 
 
 def _source(signals: dict[str, KLSource]) -> KLSource:

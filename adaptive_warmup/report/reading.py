@@ -106,7 +106,7 @@ def nominal(run: Run) -> list[float]:
     return [peak * factor * lr_scale(step) for peak, factor, step in zip(peaks(run), ramp, run.steps, strict=True)]
 
 
-def bears(run: Run) -> list[float]:
+def ceilings(run: Run) -> list[float]:
     """Per step the lr that the run is estimated to bear there; NaN where no KL has said."""
     ceilings = [step.get("ceiling", math.nan) for step in run.steps]
     return [peak * factor * lr_scale(step) for peak, factor, step in zip(peaks(run), ceilings, run.steps, strict=True)]

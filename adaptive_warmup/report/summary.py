@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from adaptive_warmup.history import Run
-from adaptive_warmup.report.reading import adapts, bears, gaps
+from adaptive_warmup.report.reading import adapts, ceilings, gaps
 
-_SMOOTH = 8  # steps of the mean by which a score, or what a run bears, is judged
+_SMOOTH = 8  # steps of the mean by which a score, or a ceiling, is judged
 _STEADY = 1.25  # a ceiling that varies by less than this, times, is told as one number
 
 
@@ -93,7 +93,7 @@ def _warmup(run: Run, held: bool) -> Iterator[str]:
 
 
 def _held(run: Run) -> Iterator[str]:
-    """What the run bears by its own KL, where that kept it below the peak at the end."""
+    """The ceiling by the run's own KL, where that kept it below the peak at the end."""
     begin = len(run.steps)
     while begin and run.steps[begin - 1].get("ceiling", 1.0) < 1.0:
         begin -= 1
@@ -103,8 +103,8 @@ def _held(run: Run) -> Iterator[str]:
     shares = sorted(step["next"] for step in run.steps[held[0] :])
     least, most = shares[len(shares) // 10], shares[-1 - len(shares) // 10]  # not the way down, nor single steps
     share = f"{_percent(least)[:-2]} to {_percent(most)}" if most > _STEADY * least else _percent(median(shares))
-    borne = [lr for lr in bears(run)[-_SMOOTH:] if not math.isnan(lr)]
-    words = f": this run bears at most {short(_mean(borne))}" if borne else ""
+    borne = [lr for lr in ceilings(run)[-_SMOOTH:] if not math.isnan(lr)]
+    words = f", the ceiling at lr {short(_mean(borne))}" if borne else ""
     yield f"held at {share} of the peak from step {run.steps[held[0]]['step']}{words}"
 
 
