@@ -184,8 +184,11 @@ ARMS: dict[str, Arm] = {
     "rsl_rl cosine": kl_adaptive(0.1, 1e-3, 1.0, decay=True),
     "ours": ours(),
     "ours cosine": ours(decay=True),
-    "ours, target .005": ours(target_kl=0.005),  # the better one on the tuning seeds
-    "ours, target .005 cosine": ours(decay=True, target_kl=0.005),
+    # The law as it was before its target fell over the run and its warmup could end after three steps.
+    "ours, .01 throughout": ours(min_target_kl=0.01, min_warmup_steps=5),
+    "ours, .01 throughout cosine": ours(decay=True, min_target_kl=0.01, min_warmup_steps=5),
+    "ours, .005 throughout": ours(target_kl=0.005, min_target_kl=0.005, min_warmup_steps=5),
+    "ours, .005 throughout cosine": ours(decay=True, target_kl=0.005, min_target_kl=0.005, min_warmup_steps=5),
     "ours without KL": ours(only=("task_reward", "grad_norm")),
     "same mean lr": same_mean_rate,
     "another seed's lr": replayed,
