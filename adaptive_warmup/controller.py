@@ -19,7 +19,7 @@ from adaptive_warmup.signals import KLSource, Signals
 from adaptive_warmup.statistics import Level, LogScale
 
 Phase = Literal["warmup", "holding", "backing_off", "at_ceiling", "done"]
-VERSION = 1
+VERSION = 2
 _EARLY, _LATE = 0.25, 0.1  # the KL target is whole over such a share of the nominal warmup, and falls to such a share
 
 
