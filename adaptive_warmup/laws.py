@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from adaptive_warmup.alarms import is_finite
-from adaptive_warmup.signals import KL_SCALE, PROBES, kl_on_target
+from adaptive_warmup.signals import PROBES, kl_on_target, kl_scale
 from adaptive_warmup.statistics import Gain
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     hold = _hold(config, state, alarms)
     if is_finite(kl) and kl > _NO_MEASUREMENT and _NO_UPDATE < signals.lr_scale < 1.0 / _NO_UPDATE:
         gap = _gap(state) if signals.kl_source in PROBES else 1
-        gain = _gain(state).update(kl / KL_SCALE[signals.kl_source], state.factor * signals.lr_scale, gap)
+        gain = _gain(state).update(kl / kl_scale(signals.kl_source), state.factor * signals.lr_scale, gap)
         move = _toward(config, state, gain, kl, signals, hold)
     else:
         move = _unmeasured(config, state, watch, hold)

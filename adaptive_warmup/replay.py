@@ -191,5 +191,5 @@ def _assumed(past: Past, rates: Rates, found: int | None, nominal: int) -> Itera
     kl = past.columns.get("kl")
     if kl and (below := int(np.sum(kl.given & (kl.values <= 0.0)))):
         yield f"the KL is zero or below at {below} of {int(kl.given.sum())} steps: no measurement there"
-    if kl and past.kl_source == "in_loop":
+    if kl and past.kl_source.startswith("in_loop"):
         yield "a KL read in the loop misses the last update: the ceiling is good to a factor of 2 or so"

@@ -116,7 +116,7 @@ def test_search_r1_grpo_has_ten_updates_a_rollout_and_its_k3_hides_the_sign(tmp_
     plan = read_plan(written(tmp_path, V03_GRPO.replace("rollout.top_p=1.0", "rollout.top_p=0.95")))
     assert (plan.kl_in, plan.kl_estimator, plan.critic, plan.lr) == ("loss", "k3", False, 5e-7)
     assert (plan.batch_size, plan.updates_per_rollout) == (2560, 10)
-    assert advise(plan).target_kl == 0.03
+    assert advise(plan).target_kl == 0.02
     assert {"top_p", "kl_estimator"} <= set(warned(plan))
     assert advise(plan).on_gaming == "hold"  # in the loss, k3 pays nobody
 
@@ -201,8 +201,8 @@ def test_a_warmup_given_twice() -> None:
     ("change", "target"),
     [
         ({}, 0.01),
-        ({"epochs": 4}, 0.03),  # 8 updates
-        ({"epochs": 2}, 0.02),  # 4
+        ({"epochs": 4}, 0.01),  # 8 updates
+        ({"epochs": 5}, 0.02),  # 10
         ({"epochs": None, "mini_batches": None}, 0.01),
         ({"kl_in": "none", "mini_batches": 1}, 0.003),
         ({"task": "finetuning"}, 0.003),

@@ -26,7 +26,7 @@ ordinary = st.floats(-1e3, 1e3)
 any_signals = st.builds(
     Signals,
     kl=anything,
-    kl_source=st.sampled_from(KL_SOURCES),
+    kl_source=st.sampled_from([*KL_SOURCES, "in_loop:4x2"]),
     reference_kl=anything,
     task_reward=anything,
     kl_reward=anything,

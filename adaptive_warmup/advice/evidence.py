@@ -24,6 +24,7 @@ class Caution(NamedTuple):
 
 
 STUDY = "stability study, docs/study.md"
+TUNING = "tuning seeds of the stability study: 30k parameters, two tasks, 3 or 4 seeds (docs/study.md)"
 PILOT = "pilot runs of PPO, not kept here: 25k parameters, two tasks, 3 or 4 seeds"
 PROBE = "pilot runs of the probe, not kept here: 68k parameters, 2 or 3 seeds"
 JUDGEMENT = "judgement: not measured"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from adaptive_warmup import controller
 from adaptive_warmup.controller import Config, State
 from adaptive_warmup.lines import Line, Notes, lines, number
-from adaptive_warmup.signals import KL_SOURCES, NAMES
+from adaptive_warmup.signals import NAMES, is_source
 
 FORMAT = 1
 _SIGNALS = (*NAMES, "lr_scale")
@@ -128,7 +128,7 @@ class Parser:
     def _signals(self, found: Mapping[str, Any], place: str) -> dict[str, Any]:
         signals: dict[str, Any] = {}
         for name, value in found.items():
-            if name == "kl_source" and value in KL_SOURCES:
+            if name == "kl_source" and is_source(value):
                 signals[name] = value
             elif name in _SIGNALS and (read := number(value)) is not None:
                 signals[name] = read

@@ -236,4 +236,4 @@ def mapped(key: str, signal: str) -> Key:
         check_name(name)
     if source:
         check_source(source)
-    return Key(key, name, "as you say", "--map", source=next((s for s in KL_SOURCES if s == source), "post_update"))
+    return Key(key, name, "as you say", "--map", source=source or "post_update")

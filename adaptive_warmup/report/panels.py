@@ -136,7 +136,7 @@ def _kl(runs: Sequence[Run]) -> Panel:
         low = max(min(seen) / 1.5, min(on_target) / 1000)
         window = (min(low, min(on_target) / 3), max(*seen, *on_target) * 1.5)
     sources = dict.fromkeys(_source(step["signals"]) for run in runs for step in run.steps if "kl" in step["signals"])
-    how = "; ".join(_KL_WORDS[source] for source in sources)
+    how = "; ".join(dict.fromkeys(_KL_WORDS[source.partition(":")[0]] for source in sources))
     unit = "share of tokens" if list(sources) == ["clip_fraction"] else "nats per token"
     caption = _caption(f"{how[:1].upper()}{how[1:]}.", "Dashed: the target, on the same scale.", targets)
     return Panel("kl", "Policy KL", unit, caption, True, lines + targets, [], "target", window)

@@ -16,6 +16,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from adaptive_warmup import AdaptiveWarmup
+from benchmarks.experiments.stability.engine import MINI_BATCHES
 from benchmarks.experiments.stability.table import load
 
 TARGET_KL = 0.01
@@ -103,7 +104,7 @@ def ours(decay: bool = False, only: tuple[str, ...] | None = None, **settings: A
                 told = {name: value for name, value in signals.items() if name in (only or TOLD)}
                 if "approx_kl" in told:
                     told["kl"] = told.pop("approx_kl")
-                    scheduler.observe(**told, kl_source="in_loop")
+                    scheduler.observe(**told, kl_source=f"in_loop:{plan.epochs}x{MINI_BATCHES}")
                 else:
                     scheduler.observe(**told)
                 scheduler.step()
