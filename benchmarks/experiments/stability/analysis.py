@@ -27,33 +27,35 @@ DASHES = (":", "--", "-.", "--", "-", "-")
 
 
 def tables(table: Table) -> str:
-    """For each task, area and collapses by arm and peak."""
+    """For each task and number of epochs, area and collapses by arm and peak."""
     parts = []
-    for task in dict.fromkeys(run.task for run in sorted(table.runs, key=lambda run: _rank(run.task))):
-        peaks = table.peaks(task)
-        counts = sorted({len(table.cell(task, arm, peaks[0])) for arm in _arms(table, task)})
-        words = f"edge {table.edge(task):.0e}, " if table.cell(task, "ratio 0", peaks[0]) else ""
+    for task, epochs in sorted({(run.task, run.epochs) for run in table.runs}, key=lambda one: (one[1], _rank(one[0]))):
+        arms, peaks = _arms(table, task, epochs), table.peaks(task, epochs)
+        counts = sorted({len(table.cell(task, arm, peaks[0], epochs)) for arm in arms})
+        words = f"{epochs} epochs, " if epochs > 1 else ""
+        words += f"edge {table.edge(task, epochs):.0e}, " if "ratio 0" in arms else ""
         seeds = f"{counts[0]} to {counts[-1]}" if counts[0] != counts[-1] else str(counts[0])
         parts.append(f"**{task}** ({words}{seeds} seeds a cell)\n")
         names = ("arm", *(f"{peak:.0e}" for peak in peaks), "mean", "final (IQM)")
-        parts.append(markdown(names, [_row(table, task, arm, peaks) for arm in _arms(table, task)]))
+        parts.append(markdown(names, [_row(table, task, epochs, arm) for arm in arms]))
     return "\n".join(parts)
 
 
-def _row(table: Table, task: str, arm: str, peaks: list[float]) -> list[str]:
-    cells = []
+def _row(table: Table, task: str, epochs: int, arm: str) -> list[str]:
+    cells, peaks = [], table.peaks(task, epochs)
     for peak in peaks:
-        runs = table.cell(task, arm, peak)
+        runs = table.cell(task, arm, peak, epochs)
         fallen = sum(run.outcome.collapsed for run in runs)
         area = f"{np.mean([run.outcome.area for run in runs]):.3f}" if runs else ""
         cells.append(area + (f" ({fallen}/{len(runs)})" if fallen else ""))
-    found = [run.outcome for peak in peaks for run in table.cell(task, arm, peak)]
+    found = [run.outcome for peak in peaks for run in table.cell(task, arm, peak, epochs)]
     mean, final = np.mean([run.area for run in found]), iqm([run.evaluation for run in found])
     return [arm, *cells, f"{mean:.3f}", f"{final:.3f}"]
 
 
-def _arms(table: Table, task: str) -> list[str]:
-    return sorted({run.arm for run in table.runs if run.task == task}, key=lambda arm: ("ours" in arm, arm))
+def _arms(table: Table, task: str, epochs: int) -> list[str]:
+    found = {run.arm for run in table.runs if (run.task, run.epochs) == (task, epochs)}
+    return sorted(found, key=lambda arm: ("ours" in arm, arm))
 
 
 def _rank(task: str) -> tuple[int, str]:
@@ -81,7 +83,7 @@ def figure(table: Table) -> str:
 
 
 def _draw(picture: Figure, table: Table) -> None:
-    tasks = [task for task in SOUND if table.tasks("ratio 0").count(task)]
+    tasks = [task for task in SOUND if (task, 1) in table.settings("ratio 0")]
     rows = -(-len(tasks) // 2)
     picture.set_size_inches(7.6, 2.7 * rows + 0.5)
     axes = picture.subplots(rows, 2, squeeze=False)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from benchmarks.experiments.stability.measures import Outcome, improvement, interval, wilson
+from benchmarks.experiments.stability.gaming import alarms
+from benchmarks.experiments.stability.measures import Blocks, Outcome, blocks, improvement, interval, wilson
 from benchmarks.experiments.stability.sweep import HELD_OUT_TASKS, TUNING_TASKS
 from benchmarks.experiments.stability.table import Table
 from benchmarks.rebuilding import Claim, entry
@@ -20,6 +21,7 @@ OURS = ("ours", "ours cosine")
 def claims(table: Table) -> list[Claim]:
     """All that the results so far can say."""
     found = [*_collapses(table), *_areas(table), *_rules(table), *_variants(table), *_speed(table)]
+    found += alarms(table, SOUND)
     return [claim for claim in found if claim["value"] == claim["value"]]  # not a number: nothing was run for it
 
 
@@ -39,10 +41,10 @@ def _collapses(table: Table) -> Iterator[Claim]:
 def _areas(table: Table) -> Iterator[Claim]:
     for arm in OURS:
         below, beyond, grid, best = [], [], [], []
-        for task in _tasks(table, arm):
-            peaks, edge = table.peaks(task), table.edge(task)
-            fixed = {(peak, other): _area(table, task, other, peak) for peak in peaks for other in FIXED}
-            ours = {peak: _area(table, task, arm, peak) for peak in peaks}
+        for task, epochs in _settings(table, arm):
+            peaks, edge = table.peaks(task, epochs), table.edge(task, epochs)
+            fixed = {(peak, other): _area(table, task, other, peak, epochs) for peak in peaks for other in FIXED}
+            ours = {peak: _area(table, task, arm, peak, epochs) for peak in peaks}
             for peak in peaks:
                 (below if peak < edge else beyond).append(ours[peak] / _most(fixed[peak, other] for other in FIXED))
                 if peak >= edge / 5.01:
@@ -93,13 +95,13 @@ def _speed(table: Table) -> Iterator[Claim]:
     for arm in OURS:
         for other, target, safe in (("ratio 0", 1.1, True), ("ratio 0.95", 0.5, False)):
             ratios = []
-            for task in _tasks(table, arm):
-                goal = 0.8 * max(run.outcome.to_best.max() for run in table.runs if run.task == task)
-                for peak in table.peaks(task):
-                    if safe and not peak < table.edge(task):
+            for task, epochs in _settings(table, arm):
+                goal = 0.8 * table.best(task, epochs)
+                for peak in table.peaks(task, epochs):
+                    if safe and not peak < table.edge(task, epochs):
                         continue
-                    mine = [run.outcome.steps_to(goal) for run in table.cell(task, arm, peak)]
-                    theirs = [run.outcome.steps_to(goal) for run in table.cell(task, other, peak)]
+                    mine = [run.outcome.steps_to(goal) for run in table.cell(task, arm, peak, epochs)]
+                    theirs = [run.outcome.steps_to(goal) for run in table.cell(task, other, peak, epochs)]
                     if mine and theirs and np.isfinite(np.median(mine)) and np.isfinite(np.median(theirs)):
                         ratios.append(float(np.median(mine) / np.median(theirs)))
             if ratios:
@@ -117,42 +119,45 @@ def _by_evaluation(found: Outcome) -> float:
     return found.evaluation
 
 
-def _area(table: Table, task: str, arm: str, peak: float) -> float:
-    return table.mean(task, arm, peak, _by_area)
+def _area(table: Table, task: str, arm: str, peak: float, epochs: int) -> float:
+    return table.mean(task, arm, peak, _by_area, epochs)
 
 
 def _most(values: Iterable[float]) -> float:
     return float(np.nanmax(list(values)))
 
 
-def _tasks(table: Table, arm: str) -> list[str]:
-    return [task for task in table.tasks(arm) if task in SOUND and table.tasks("ratio 0").count(task)]
+def _settings(table: Table, *arms: str) -> list[tuple[str, int]]:
+    """Tasks whose KL is right, with the number of epochs, on which all these arms and no warmup have run."""
+    both = set.intersection(*(set(table.settings(arm)) for arm in (*arms, "ratio 0")))
+    return sorted(setting for setting in both if setting[0] in SOUND)
 
 
 Strata = dict[object, list[float]]
 
 
 def _strata(table: Table, mine: str, other: str, value: Callable[[Outcome], float]) -> tuple[Strata, Strata]:
-    """Both arms' values by task and peak, where both have run."""
+    """Both arms' values by task, epochs and peak, of the seeds that both have run."""
     ours: Strata = {}
     theirs: Strata = {}
-    for task in set(table.tasks(mine)) & set(table.tasks(other)) & set(SOUND):
-        for peak in table.peaks(task):
-            first, second = table.cell(task, mine, peak), table.cell(task, other, peak)
-            if first and second:
-                ours[task, peak] = [value(run.outcome) for run in first]
-                theirs[task, peak] = [value(run.outcome) for run in second]
-    order = sorted(ours, key=str)
-    return {key: ours[key] for key in order}, {key: theirs[key] for key in order}
+    for task, epochs in _settings(table, mine, other):
+        for peak in table.peaks(task, epochs):
+            first, second = table.cell(task, mine, peak, epochs), table.cell(task, other, peak, epochs)
+            seeds = {run.seed for run in first} & {run.seed for run in second}
+            if seeds:
+                ours[task, epochs, peak] = [value(run.outcome) for run in first if run.seed in seeds]
+                theirs[task, epochs, peak] = [value(run.outcome) for run in second if run.seed in seeds]
+    return ours, theirs
 
 
 def _ratio(claim: str, target: float, ours: Strata, theirs: Strata, most: bool = False) -> Claim:
     """A ratio of means over all strata."""
 
-    def statistic(tables: list[np.ndarray]) -> float:
-        return float(tables[0].mean() / max(tables[1].mean(), 1e-9))
+    def statistic(tables: list[Blocks]) -> float:
+        mine, others = (np.concatenate([block.mean(1) for block in table]).mean() for table in tables)
+        return float(mine / max(others, 1e-9))
 
-    value = statistic([np.array(list(ours.values())), np.array(list(theirs.values()))])
+    value = statistic([blocks(ours), blocks(theirs)])
     met = value <= target if most else value >= target
     return _claim(claim, target, value, interval(statistic, [ours, theirs]), met, _count(ours))
 

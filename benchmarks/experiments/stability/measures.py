@@ -67,32 +67,42 @@ def iqm(values: Sequence[float]) -> float:
 
 
 Strata = Mapping[object, Sequence[float]]
+Blocks = list[np.ndarray]  # an arm's values, the strata of as many runs together: each (strata, runs)
 
 
-def interval(statistic: Callable[[list[np.ndarray]], float], groups: Sequence[Strata], seed: int = 0) -> list[float]:
+def interval(statistic: Callable[[list[Blocks]], float], groups: Sequence[Strata], seed: int = 0) -> list[float]:
     """The 95 % bootstrap interval of a statistic of several arms' values, resampled within each stratum.
 
     Args:
-        statistic: of one array (strata, values) for each arm.
-        groups: for each arm its values by stratum, the strata of all being the same.
+        statistic: of the blocks of each arm.
+        groups: for each arm its values by stratum, the strata of all being the same, with as many runs in each.
     """
     rng = np.random.default_rng(seed)
-    tables = [[np.asarray(group[key], dtype=float) for key in groups[0]] for group in groups]
-    drawn = [
-        statistic([np.array([rng.choice(row, len(row)) for row in table]) for table in tables])
-        for _ in range(RESAMPLES)
-    ]
+    tables = [blocks(group) for group in groups]
+    drawn = [statistic([[_again(rng, block) for block in table] for table in tables]) for _ in range(RESAMPLES)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return [float(low), float(high)]
+
+
+def blocks(group: Strata) -> Blocks:
+    """The strata of as many runs together."""
+    sizes = sorted({len(values) for values in group.values()})
+    return [np.array([v for v in group.values() if len(v) == size], dtype=float) for size in sizes]
+
+
+def _again(rng: np.random.Generator, block: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(block, rng.integers(block.shape[1], size=block.shape), axis=1)
 
 
 def improvement(ours: Strata, theirs: Strata) -> tuple[float, list[float]]:
     """The probability that a run of ours is better than one of theirs in the same stratum, and its interval."""
 
-    def statistic(tables: list[np.ndarray]) -> float:
-        mine, others = tables
-        wins = (mine[:, :, None] > others[:, None, :]).mean() + 0.5 * (mine[:, :, None] == others[:, None, :]).mean()
-        return float(wins)
+    def statistic(tables: list[Blocks]) -> float:
+        wins = [
+            (mine[:, :, None] > others[:, None, :]) + 0.5 * (mine[:, :, None] == others[:, None, :])
+            for mine, others in zip(*tables, strict=True)
+        ]
+        return float(np.concatenate([block.mean((1, 2)) for block in wins]).mean())
 
     chances = [mannwhitneyu(ours[key], theirs[key]).statistic / (len(ours[key]) * len(theirs[key])) for key in ours]
     return float(np.mean(chances)), interval(statistic, [ours, theirs])

@@ -46,8 +46,13 @@ class Table:
     def peaks(self, task: str, epochs: int = 1) -> list[float]:
         return sorted({run.peak for run in self.runs if (run.task, run.epochs) == (task, epochs)})
 
-    def tasks(self, arm: str, epochs: int = 1) -> list[str]:
-        return sorted({run.task for run in self.runs if (run.arm, run.epochs) == (arm, epochs)})
+    def settings(self, arm: str) -> list[tuple[str, int]]:
+        """The tasks that an arm has run, each with the number of epochs."""
+        return sorted({(run.task, run.epochs) for run in self.runs if run.arm == arm})
+
+    def best(self, task: str, epochs: int = 1) -> float:
+        """The highest smoothed score of any run."""
+        return max(float(run.outcome.to_best.max()) for run in self.runs if (run.task, run.epochs) == (task, epochs))
 
     def mean(self, task: str, arm: str, peak: float, value: Callable[[Outcome], float], epochs: int = 1) -> float:
         """NaN where there are no runs."""

@@ -1,0 +1,53 @@
+"""The gaming alarm on the study's runs: whether it rings before a run collapses, and on how many that are healthy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from adaptive_warmup.alarms import Watch, watch
+from adaptive_warmup.signals import Signals
+from benchmarks.experiments.stability.measures import WINDOW, wilson
+from benchmarks.experiments.stability.sweep import VARIANTS
+from benchmarks.experiments.stability.table import Run, Table
+from benchmarks.rebuilding import Claim, entry
+
+
+def rung(run: Run) -> list[int]:
+    """The steps at which the product's own alarm rings on the run's rewards."""
+    memory, steps = Watch(), []
+    for step, (score, kl_reward) in enumerate(zip(run.scores, run.kl_rewards, strict=True)):
+        memory, alarms = watch(memory, Signals(task_reward=float(score), kl_reward=float(kl_reward)))
+        if any(alarm.name == "kl_gaming" for alarm in alarms):
+            steps.append(step)
+    return steps
+
+
+def fell(run: Run) -> int:
+    """The step from which the smoothed score of a collapsed run stays below half of its best."""
+    smooth = run.outcome.to_best
+    return int(np.flatnonzero(smooth >= 0.5 * smooth.max())[-1]) + WINDOW
+
+
+def alarms(table: Table, sound: tuple[str, ...]) -> Iterator[Claim]:
+    """Claims about the alarm, where the variants whose KL is wrong have been run."""
+    fallen = [run for run in table.runs if run.task in VARIANTS and run.outcome.collapsed]
+    if not fallen:
+        return
+    leads = [fell(run) - steps[0] for run in fallen if (steps := rung(run)) and steps[0] < fell(run)]
+    share = len(leads) / len(fallen)
+    yield entry("7. share of the gamed runs' collapses before which the alarm rang", 0.95, share,
+                wilson(len(leads), len(fallen)), share >= 0.95, runs=len(fallen))  # fmt: skip
+    if leads:
+        middle = float(np.median(leads))
+        quartiles = [float(value) for value in np.quantile(leads, [0.25, 0.75])]
+        yield entry("7. median lead of the alarm, steps", 20, middle, quartiles, middle >= 20, runs=len(leads))
+    healthy = [run for run in table.runs if run.task in sound and not run.outcome.collapsed]
+    false = [len(rung(run)) for run in healthy]
+    count = sum(map(bool, false))
+    yield entry("7. share of healthy runs alarmed", 0.01, count / len(healthy), wilson(count, len(healthy)),
+                count / len(healthy) <= 0.01, runs=len(healthy))  # fmt: skip
+    steps = sum(len(run.scores) for run in healthy)
+    rate = 100 * sum(false) / steps
+    yield entry("7. false alarms per 100 healthy steps", 0.1, rate, [rate, rate], rate <= 0.1, runs=len(healthy))
