@@ -97,18 +97,24 @@ class Config:
         """The least factor."""
         return min(self.min_factor, 1.0 / self.warmup_steps)
 
-    def target_at(self, step: int, source: KLSource = "post_update") -> float:
-        """The KL target of update number `step`, nats per token, on the scale of the post-update k3.
+    def target_at(self, step: int, source: KLSource = "post_update", lr_scale: float = 1.0) -> float:
+        """The KL target of update number `step`: post-update k3, nats per token, at the peak of the schedule.
 
         Whole for a quarter of the nominal warmup; then it falls as 1 / step, and with it the lr as 1 / sqrt(step), the
         pace of stochastic approximation whose horizon is unknown (Nemirovski et al. 2009), down to `min_target_kl`. A
         policy that has learned most of what it will gets more noise than signal from its rewards. Where nothing is
         sampled from the policy (`training_probe`) that is not so, and the target stays.
+
+        Args:
+            lr_scale: multiplier of the user's schedule. Two decays would be one too many: the schedule's own counts
+                against this one, and alone where it is the lower.
         """
-        least = _LATE * self.target_kl if self.min_target_kl is None else self.min_target_kl
         if source == "training_probe":
             return self.target_kl
-        return max(self.target_kl * min(_EARLY * self.warmup_steps / (step + 1), 1.0), least)
+        least = _LATE if self.min_target_kl is None else self.min_target_kl / self.target_kl
+        share = max(min(_EARLY * self.warmup_steps / (step + 1), 1.0), least)
+        schedule = min(lr_scale, 1.0) ** 2
+        return self.target_kl * (share / schedule if share < schedule else 1.0)
 
 
 def check_settings(names: Iterable[str]) -> None:

@@ -128,7 +128,7 @@ def _named(alarms: tuple[Alarm, ...], name: str) -> Alarm:
 
 def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signals, hold: str | None) -> Move:
     """Go to the ceiling in logs, at most `rise` up and `_FALL` down; not up at all where something holds."""
-    target = config.target_at(state.step, signals.kl_source)
+    target = config.target_at(state.step, signals.kl_source, signals.lr_scale)
     ceiling = gain.factor_for(target)
     want = math.log(ceiling / state.factor)
     step = max(min(want, 0.0 if hold else rise(config)), -_FALL)

@@ -151,6 +151,9 @@ def test_the_kl_target_is_whole_at_first_then_falls_as_one_over_the_step() -> No
     assert targets == pytest.approx([0.01, 0.01, 0.005, 0.0025, 0.001, 0.001, 0.001])
     assert {config.target_at(step, "training_probe") for step in (0, 49, 10**6)} == {0.01}
     assert {Config(100, min_target_kl=0.01).target_at(step) for step in (0, 49, 10**6)} == {0.01}
+    assert [config.target_at(249, lr_scale=shape) for shape in (0.5, 10**-0.5, 0.1)] == pytest.approx(
+        [0.004, 0.01, 0.01]
+    )
     path = factors(config, Plant(bears=0.2), 300)
     assert [path[step] for step in (24, 49, 260)] == pytest.approx([0.2, 0.2 / 2**0.5, 0.2 / 10**0.5], rel=0.05)
 

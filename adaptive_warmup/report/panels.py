@@ -192,7 +192,8 @@ def _targets(run: Run) -> list[float]:
 
 
 def _target(run: Run, step: dict[str, Any], source: KLSource) -> float:
-    return kl_on_target(run.config.target_at(step["step"], source), source, reading.lr_scale(step))
+    lr_scale = reading.lr_scale(step)
+    return kl_on_target(run.config.target_at(step["step"], source, lr_scale), source, lr_scale)
 
 
 def _source(signals: dict[str, KLSource]) -> KLSource:
