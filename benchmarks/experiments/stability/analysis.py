@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.experiments.stability import profiles
 from benchmarks.experiments.stability.claims import SOUND, claims
 from benchmarks.experiments.stability.measures import iqm
 from benchmarks.experiments.stability.table import Table, load
@@ -105,9 +106,12 @@ def rebuilt() -> dict[Path, str]:
     """Every file that follows from the runs, with the text that it should have."""
     table = load()
     found, study = claims(table), STUDY.read_text(encoding="utf-8")
-    for name, text in (("tables", tables(table)), ("claims", claims_table(found))):
+    parts = ("arms", profiles.summary(table)), ("tables", tables(table)), ("claims", claims_table(found))
+    for name, text in parts:
         study = between(study, f"<!-- {name} -->\n", f"<!-- end of {name} -->", text)
-    return {SUMMARY: summary_file(found), STUDY: study, DOCS / "study" / "areas.svg": figure(table)}
+    drawn = profiles.figure(table, DRAWN, COLOURS, DASHES)
+    figures = {DOCS / "study" / "areas.svg": figure(table), DOCS / "study" / "profiles.svg": drawn}
+    return {SUMMARY: summary_file(found), STUDY: study, **figures}
 
 
 if __name__ == "__main__":

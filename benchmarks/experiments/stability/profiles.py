@@ -1,0 +1,76 @@
+"""All tasks and peaks together: performance profiles, and how much an arm's result hangs on the peak.
+
+Scores are areas over that of the best fixed schedule of the task at its best peak, decays included. Performance
+profile: the share of runs above a score (Agarwal et al. 2021). Sensitivity to the lr: what is lost in the mean over the
+peaks against the arm's own best one (Wortsman et al. 2023, there for losses).
+"""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.experiments.stability.claims import FIXED, SOUND
+from benchmarks.experiments.stability.measures import iqm
+from benchmarks.experiments.stability.table import Table
+from benchmarks.rebuilding import markdown, svg
+
+
+def normalised(table: Table, arm: str) -> dict[tuple[str, float], list[float]]:
+    """For each task and peak the runs' areas over the best fixed one; one epoch, the tasks whose KL is right."""
+    found = {}
+    for task in SOUND:
+        peaks = table.peaks(task)
+        best = np.nanmax([table.mean(task, other, peak, lambda run: run.area) for peak in peaks for other in FIXED])
+        for peak in peaks:
+            if runs := table.cell(task, arm, peak):
+                found[task, peak] = [run.outcome.area / float(best) for run in runs]
+    return found
+
+
+def whole(table: Table) -> list[str]:
+    """The arms that have run on all those tasks."""
+    arms = sorted({run.arm for run in table.runs}, key=lambda arm: ("ours" in arm, arm))
+    return [arm for arm in arms if {(task, 1) for task in SOUND} <= set(table.settings(arm))]
+
+
+def summary(table: Table) -> str:
+    """A row for each arm."""
+    rows = []
+    for arm in whole(table):
+        found = normalised(table, arm)
+        means = {cell: float(np.mean(areas)) for cell, areas in found.items()}
+        lost = [
+            max(value for (other, _), value in means.items() if other == task) - mean
+            for (task, _), mean in means.items()
+        ]
+        runs = [run for run in table.runs if run.arm == arm and run.task in SOUND and run.epochs == 1]
+        fallen = sum(run.outcome.collapsed for run in runs)
+        jitter = float(np.mean([run.outcome.rate_jitter for run in runs]))
+        drawdown = float(np.mean([run.outcome.drawdown for run in runs]))
+        all_areas = [area for areas in found.values() for area in areas]
+        cells = [np.mean(all_areas), iqm(all_areas), np.mean(lost), drawdown, jitter]
+        rows.append([arm, *(f"{cell:.3f}" for cell in cells), f"{fallen}/{len(runs)}"])
+    names = ("arm", "mean", "IQM", "lr sensitivity", "drawdown", "lr jitter", "collapsed")
+    return markdown(names, rows)
+
+
+def figure(table: Table, arms: tuple[str, ...], colours: tuple[str, ...], dashes: tuple[str, ...]) -> str:
+    """Performance profiles as SVG."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({"svg.hashsalt": "stability", "svg.fonttype": "none", "font.size": 9})
+        picture = Figure(figsize=(7.6, 3.2))
+        axes = picture.subplots()
+        levels = np.linspace(0.0, 1.1, 221)
+        for arm, colour, dash in zip(arms, colours, dashes, strict=True):
+            areas = np.array([area for cell in normalised(table, arm).values() for area in cell])
+            shares = [(areas > level).mean() for level in levels] if areas.size else [np.nan] * len(levels)
+            axes.plot(levels, shares, dash, color=colour, label=arm, linewidth=2 if "ours" in arm else 1.4)
+        axes.set(xlabel="area, as a share of the best fixed schedule at its best peak", ylabel="share of runs above")
+        axes.set_ylim(0, 1.02)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower left")
+        picture.tight_layout()
+        return svg(picture, facecolor="white")
