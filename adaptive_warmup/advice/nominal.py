@@ -130,7 +130,7 @@ def _complexities(plan: Plan) -> list[Reason]:
 def _consequences(plan: Plan, steps: int) -> list[Reason]:
     reasons = []
     if plan.task == "rl":
-        text = "beyond the lr that the run bears a fixed warmup saves no run, long or short (at some 20 times that lr"
+        text = "beyond the lr that the run bears a fixed warmup saves no run, long or short (far beyond that lr"
         text += " 95 % and 28.5 % both collapsed on 3 of 3 seeds): that is the feedback's part"
         reasons.append(Reason("warmup_steps", text, STUDY))
     first = f"the first update runs at 1/{steps} of the peak, lr {plan.lr / steps:.2g}; no feedback can undo that one"

@@ -121,8 +121,8 @@ def _lr(runs: Sequence[Run]) -> Panel:
     marks = [mark for i, run in enumerate(runs) for mark in _events(i, run)]
     within = [value for line in lines if line.role != "ceiling" for value in line.values if not math.isnan(value)]
     window = (min(within) / 1.5, max(within) * 1.5) if within else None
-    caption = _caption("That each step used.", "Dash-dotted: the nominal warmup; dotted: the ceiling, what the run is"
-                       " estimated to bear.", lines)  # fmt: skip
+    caption = _caption("That each step used.", "Dash-dotted: the nominal warmup; dotted: the ceiling, the lr whose KL"
+                       " is estimated to meet the target.", lines)  # fmt: skip
     return Panel("lr", "Learning rate", "lr", caption, True, lines, marks, window=window)
 
 

@@ -107,7 +107,7 @@ def nominal(run: Run) -> list[float]:
 
 
 def ceilings(run: Run) -> list[float]:
-    """Per step the lr that the run is estimated to bear there; NaN where no KL has said."""
+    """Per step the lr whose KL is estimated to meet the target there; NaN where no KL has said."""
     ceilings = [step.get("ceiling", math.nan) for step in run.steps]
     return [peak * factor * lr_scale(step) for peak, factor, step in zip(peaks(run), ceilings, run.steps, strict=True)]
 
