@@ -42,7 +42,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
     Args:
         warmup_steps: the nominal warmup. None: the Trainer's own `warmup_steps`, which this then replaces (its ramp is
-            not applied on top); where that is 0, `default_warmup_steps(max_steps)`.
+            not applied on top); where that is 0, a tenth of the run, from 10 to 1000 steps.
         log: a `DecisionLog`, or the path of one, into which the first process writes each step.
         signals: further keys of the trainer's, or of its logs, by signal: `{"my/kl": "kl:in_loop", "*/score":
             "task_reward"}`. Those of a log are means over `logging_steps`, and count for the step after it.

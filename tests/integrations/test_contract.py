@@ -33,6 +33,7 @@ HALF = STEPS // 2
 SCHEDULES = ("linear", "cosine", "reduce_lr_on_plateau")
 # OnlineDPO cannot evaluate (TRL 1.16: its batches of prompts go to the model as they are), so nothing moves a plateau.
 CASES = [(h, s) for h in HOSTS for s in SCHEDULES if (h, s) != ("OnlineDPO", "reduce_lr_on_plateau")]
+PROBED = ("Trainer", "SFT", "DPO", "KTO", "RLOO", "GRPO")  # their models predict words, and show their inputs
 every_case = pytest.mark.parametrize(("host", "schedule"), CASES)
 
 
@@ -65,6 +66,14 @@ def adaptive(host: str, schedule: str, folder: Path, **extra: Any) -> Run:
     record = Record(warmup)
     callbacks = [record, Moves(record, warmup), warmup]
     return Run(run(host, folder, callbacks, **settings(schedule), **extra), record, warmup, folder)
+
+
+def probed(host: str, folder: Path) -> Run:
+    """Nobody reports a post-update KL, so the probe does."""
+    warmup = AdaptiveWarmupCallback(WARMUP, target_kl=0.001)
+    record = Record(warmup)
+    extra = {"save_strategy": "steps", "save_steps": HALF, **({"beta": 0.0} if host == "GRPO" else {})}
+    return Run(run(host, folder, [record, warmup], **settings("cosine"), **extra), record, warmup, folder)
 
 
 def settings(schedule: str) -> dict[str, Any]:
@@ -111,6 +120,23 @@ def test_resume_is_exact_to_the_bit(finished: Any, tmp_path: Path, host: str, sc
     assert ours(again.record) == ours(whole.record)[HALF:]
     assert again.warmup.decision == whole.warmup.decision
     assert same(weights(again.trainer), weights(whole.trainer))
+
+
+@pytest.mark.parametrize("host", PROBED)
+def test_with_the_probe_at_its_defaults_a_run_repeats_and_resumes_to_the_bit(tmp_path: Path, host: str) -> None:
+    runs = [probed(host, tmp_path / name) for name in ("whole", "repeated", "resumed")]
+    for each in runs[:2]:
+        each.trainer.train()
+    runs[2].trainer.train(resume_from_checkpoint=str(runs[0].folder / f"checkpoint-{HALF}"))
+    whole = runs[0]
+    measured = [signals is not None and signals.kl is not None for signals in whole.record.signals]
+    assert any(measured[HALF:])
+    for other, begin in ((runs[1], 0), (runs[2], HALF)):
+        assert other.record.lrs == whole.record.lrs[begin:]
+        assert other.record.signals == whole.record.signals[begin:]
+        assert ours(other.record) == ours(whole.record)[begin:]
+        assert other.warmup.decision == whole.warmup.decision
+        assert same(weights(other.trainer), weights(whole.trainer))
 
 
 @every_case
