@@ -82,6 +82,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._lrs: DrivenLrs  # from the begin of training on, as the regulator
         self._loss: Any = None  # of the running step, unread
         self._grad_norm: Any = None
+        self._too_late = False  # to cut an update once its gradient's norm is known
         self._used: Decision | None = None  # the decision that the step just done ran under
 
     @property
@@ -137,7 +138,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         """Cut this update if its gradient is an outlier; skip it if no lr would make it harmless."""
         if self._probe:
             self._probe.before()
-        if self._grad_norm is None:
+        if self._grad_norm is None or self._too_late:
             return
         norm = float(self._grad_norm)
         cut = self._regulator.cut(norm)
@@ -210,6 +211,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
             return
         if sum(isinstance(callback, AdaptiveWarmupCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise ValueError("two AdaptiveWarmupCallbacks on one Trainer would both set the lr: remove one of them.")
+        self._too_late = trainer.accelerator.distributed_type == "DEEPSPEED"  # its backward makes the update, too
         tap(self._untap, trainer, "_get_grad_norm", self._see_grad_norm)
         tap(self._untap, trainer, "training_step", self._see_loss)
         tap(self._untap, trainer, "log", self._add_figures)

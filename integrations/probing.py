@@ -56,7 +56,7 @@ class TrainerProbe:
         self._bare: Any = trainer.accelerator.unwrap_model(trainer.model)
         self._probe = choice if isinstance(choice, PolicyProbe) else _made_for(trainer, self._bare)
         self._probe.restart()
-        self._args = trainer.args
+        self._args, self._accelerator = trainer.args, trainer.accelerator
         self._model: nn.Module = self._bare
         self._seen: list[Mapping[str, Any]] = []  # inputs of the running step, a micro-batch each
         self._tokens = 0  # of them
@@ -83,7 +83,9 @@ class TrainerProbe:
         self._seen, self._tokens, self._listening = [], 0, True
 
     def before(self) -> None:
-        """The gradient is ready, the update is next; what forward and backward held is free by now."""
+        """All inputs of the step have come by, and the update is still to be made."""
+        if not self._listening:
+            return
         self._listening = False
         self._probe.before(self._model, self._fixed or self._sequences, self._tokens)
         if self._seen and not _is_sampled(self._seen[0]):
@@ -108,6 +110,8 @@ class TrainerProbe:
             self._tokens += _tokens(inputs)
             if self._probe.due and self._fixed is None:
                 self._seen.append(dict(inputs))  # as they are now: a loss function may take something out
+            if self._accelerator.sync_gradients:  # the last micro-batch; DeepSpeed makes the update in its backward
+                self.before()
         return original(model, inputs, *args, **kwargs)
 
     def _sequences(self) -> dict[str, Tensor]:

@@ -68,12 +68,14 @@ def adaptive(host: str, schedule: str, folder: Path, **extra: Any) -> Run:
     return Run(run(host, folder, callbacks, **settings(schedule), **extra), record, warmup, folder)
 
 
-def probed(host: str, folder: Path) -> Run:
-    """Nobody reports a post-update KL, so the probe does."""
+def probed(host: str, folder: Path, resume: Path | None = None) -> Run:
+    """A finished run in which nobody reports a post-update KL, so the probe does."""
     warmup = AdaptiveWarmupCallback(WARMUP, target_kl=0.001)
     record = Record(warmup)
     extra = {"save_strategy": "steps", "save_steps": HALF, **({"beta": 0.0} if host == "GRPO" else {})}
-    return Run(run(host, folder, [record, warmup], **settings("cosine"), **extra), record, warmup, folder)
+    made = Run(run(host, folder, [record, warmup], **settings("cosine"), **extra), record, warmup, folder)
+    made.trainer.train(resume_from_checkpoint=resume and str(resume))
+    return made
 
 
 def settings(schedule: str) -> dict[str, Any]:
@@ -124,14 +126,11 @@ def test_resume_is_exact_to_the_bit(finished: Any, tmp_path: Path, host: str, sc
 
 @pytest.mark.parametrize("host", PROBED)
 def test_with_the_probe_at_its_defaults_a_run_repeats_and_resumes_to_the_bit(tmp_path: Path, host: str) -> None:
-    runs = [probed(host, tmp_path / name) for name in ("whole", "repeated", "resumed")]
-    for each in runs[:2]:
-        each.trainer.train()
-    runs[2].trainer.train(resume_from_checkpoint=str(runs[0].folder / f"checkpoint-{HALF}"))
-    whole = runs[0]
+    whole, repeated = probed(host, tmp_path / "whole"), probed(host, tmp_path / "repeated")
+    resumed = probed(host, tmp_path / "resumed", whole.folder / f"checkpoint-{HALF}")
     measured = [signals is not None and signals.kl is not None for signals in whole.record.signals]
     assert any(measured[HALF:])
-    for other, begin in ((runs[1], 0), (runs[2], HALF)):
+    for other, begin in ((repeated, 0), (resumed, HALF)):
         assert other.record.lrs == whole.record.lrs[begin:]
         assert other.record.signals == whole.record.signals[begin:]
         assert ours(other.record) == ours(whole.record)[begin:]

@@ -329,9 +329,9 @@ def test_rollouts_are_measured_at_every_update_on_what_the_policy_sampled_in_it(
     looked_at: list[Any] = []
 
     class Looks(PolicyProbe):
-        def before(self, model: Any, batch: Any) -> None:
+        def before(self, model: Any, batch: Any, tokens: int | None = None) -> None:
             looked_at.append(batch())
-            super().before(model, batch)
+            super().before(model, batch, tokens)
 
     warmup = AdaptiveWarmupCallback(4, probe=Looks(every=1, max_cost=None))
     record = Record(warmup)
