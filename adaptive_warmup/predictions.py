@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -23,8 +24,18 @@ class Excerpt(NamedTuple):
     counted_RP: Tensor
 
 
-def excerpt(batch: Mapping[str, Any], rows: int, positions: int, length: int, causal: bool) -> Excerpt:
+def size(batch: Mapping[str, Any] | Excerpt) -> int:
+    """How many tokens a batch has, padding included; 0 where it has no tensor `[rows, tokens, ...]`."""
+    lead = _lead(batch.inputs if isinstance(batch, Excerpt) else batch)
+    return 0 if lead is None else lead.shape[:2].numel()
+
+
+def excerpt(
+    batch: Mapping[str, Any], rows: int, positions: int, length: int, causal: bool, affordable: float = math.inf
+) -> Excerpt:
     """At most `rows` rows and `positions` positions of a batch, both evenly spread.
+
+    No more than `affordable` tokens are run, in a whole number of rows, but one row always is.
 
     A prediction counts where the label it is for is not -100; without labels, where the attention mask is 1; without
     either, everywhere. Of a causal model only `length` tokens from the first such position on are run: what comes
@@ -33,16 +44,15 @@ def excerpt(batch: Mapping[str, Any], rows: int, positions: int, length: int, ca
     Raises:
         ValueError: no tensor `[rows, tokens, ...]` in the batch.
     """
-    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-    lead = next((t for name, t in tensors.items() if t.dim() > 1 and name != "labels"), None)
+    tensors, lead = {name: value for name, value in batch.items() if isinstance(value, Tensor)}, _lead(batch)
     if lead is None:
         raise ValueError(f"no tensor [rows, tokens] among {', '.join(batch) or 'no inputs'}: give it token ids")
     total, width = lead.shape[:2]
-    chosen_R = _spread(torch.arange(total, device=lead.device), rows)
-    counted_RT = _counted(tensors, lead, causal)[chosen_R]
-    (columns,) = counted_RT.any(0).nonzero(as_tuple=True)
-    if not len(columns):
-        columns = torch.zeros(1, dtype=torch.long, device=lead.device)  # run, but nothing there counts
+    counted_BT = _counted(tensors, lead, causal)
+    run = min(int(_columns(counted_BT)[0]) + length, width) if causal else width
+    chosen_R = _spread(torch.arange(total, device=lead.device), int(min(rows, max(affordable // run, 1))))
+    counted_RT = counted_BT[chosen_R]
+    columns = _columns(counted_RT)
     inputs = {
         name: t[chosen_R] if len(t) == total else t for name, t in tensors.items() if t.dim() and name != "labels"
     }
@@ -92,6 +102,16 @@ def divergence(before_RPV: Tensor, after_RPV: Tensor, counted_RP: Tensor) -> tup
 def first_input(model: nn.Module) -> str:
     """The name of the first argument of the model's forward."""
     return _parameters(_bare(model))[0]
+
+
+def _lead(batch: Mapping[str, Any]) -> Tensor | None:
+    return next((t for name, t in batch.items() if isinstance(t, Tensor) and t.dim() > 1 and name != "labels"), None)
+
+
+def _columns(counted_RT: Tensor) -> Tensor:
+    """Where at least one row counts; if none does anywhere, the first: run, but nothing there counts."""
+    (columns,) = counted_RT.any(0).nonzero(as_tuple=True)
+    return columns if len(columns) else torch.zeros(1, dtype=torch.long, device=counted_RT.device)
 
 
 def _spread(of: Tensor, most: int) -> Tensor:

@@ -1,10 +1,7 @@
 """`AdaptiveWarmupCallback`: attach it to any `transformers.Trainer`, and its schedule warms up by feedback.
 
-How it drives the lr: at the begin of a step it writes scheduled lr * factor into the optimizer's param groups, and
-after the update it puts the schedule's own lr back. So every schedule works (those that compute the next lr from the
-last one, and ReduceLROnPlateau and GreedyLR, which step at evaluations), and a checkpoint holds nothing that a Trainer
-without the callback would stumble over. It is no `ExportableState`: those the Trainer may replace by new ones when it
-resumes, and what the user observes on the one that they hold would be lost.
+It is no `ExportableState`: those the Trainer may replace by new ones when it resumes, and what the user observes on the
+one that they hold would be lost. How it drives the lr: `driving.py`.
 """
 
 from __future__ import annotations
@@ -16,25 +13,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.history import DecisionLog
+from adaptive_warmup.integrations.driving import DrivenLrs, nominal_warmup
 from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
 from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.regulator import Regulator, checked
-from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
 
 _log = logging.getLogger("adaptive_warmup")
-_KEY = "adaptive_warmup"  # of our state among the Trainer's
-
-
-def default_warmup_steps(max_steps: int) -> int:
-    """The nominal warmup where neither the callback nor the Trainer sets one: a tenth of the run, from 10 to 1000."""
-    return min(max(max_steps // 10, 10), 1000)
+_KEY, _PROBE_KEY = "adaptive_warmup", "adaptive_warmup_probe"  # of our states among the Trainer's
 
 
 class AdaptiveWarmupCallback(TrainerCallback):
@@ -51,12 +42,11 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
     Args:
         warmup_steps: the nominal warmup. None: the Trainer's own `warmup_steps`, which this then replaces (its ramp is
-            not applied on top); where that is 0, `default_warmup_steps(max_steps)`.
+            not applied on top); where that is 0, a tenth of the run, from 10 to 1000 steps.
         log: a `DecisionLog`, or the path of one, into which the first process writes each step.
         signals: further keys of the trainer's, or of its logs, by signal: `{"my/kl": "kl:in_loop", "*/score":
             "task_reward"}`. Those of a log are means over `logging_steps`, and count for the step after it.
-        probe: `"auto"`, a `PolicyProbe` of your own, or None for none. It costs at most 2 % of the training time, but
-            is timed, so that two runs are not the same to the bit: `PolicyProbe(max_cost=None)` for that.
+        probe: `"auto"`, a `PolicyProbe` of your own, or None for none. It costs at most 2 % of the training's work.
         settings: those of `Config` by name. Where the probe measures plain training, the default `target_kl` counts
             threefold, as .03; one that you set is taken as it is.
 
@@ -89,9 +79,10 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._log_to, self._log = log, cast("DecisionLog | None", None)
         self._waiting: list[dict[str, Any]] = []
         self._untap = ExitStack()
-        self._written: list[float] = []  # what we left in the param groups; empty while they hold the schedule's lrs
+        self._lrs: DrivenLrs  # from the begin of training on, as the regulator
         self._loss: Any = None  # of the running step, unread
         self._grad_norm: Any = None
+        self._too_late = False  # to cut an update once its gradient's norm is known
         self._used: Decision | None = None  # the decision that the step just done ran under
 
     @property
@@ -124,27 +115,22 @@ class AdaptiveWarmupCallback(TrainerCallback):
         optimizer, schedule = kwargs.get("optimizer"), kwargs.get("lr_scheduler")
         if optimizer is None or schedule is None:
             raise ValueError("AdaptiveWarmupCallback needs an optimizer and an lr schedule: let the Trainer make both.")
-        schedule = getattr(schedule, "scheduler", schedule)  # AcceleratedScheduler
-        self._optimizer, self._schedule = optimizer, schedule
-        self._put_back()  # what an exception in an earlier run may have left
-        self._metric_driven = wants_a_metric(schedule)
-        # Noted in the groups for the schedules that do not; with them it is saved and loaded.
-        self._peak = peak_lrs(schedule, [g.setdefault("initial_lr", float(g["lr"])) for g in optimizer.param_groups])[0]
-        self.regulator = Regulator(self._config(args, state.max_steps))
+        self.on_epoch_end()  # what an exception in an earlier run may have left
+        self._lrs = DrivenLrs(optimizer, schedule)
+        steps = nominal_warmup(self._settings["warmup_steps"], self._lrs.schedule, args, state.max_steps)
+        self.regulator = Regulator(Config(**{**self._settings, "warmup_steps": steps}))
+        self._attach(calling_trainer(self))
         self._resume(state)
         if self._log_to is not None:
-            self._log = DecisionLog.of(self._log_to, lr=self._peak)
+            self._log = DecisionLog.of(self._log_to, lr=self._lrs.peak)
             self._log.open(self.regulator.config)
-        self._attach(calling_trainer(self))
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Put our lr in place of the schedule's."""
         factor = self._regulator.decision.factor
         self._reader.begin()
         self._loss = self._grad_norm = self._used = None
-        self._theirs = self._lrs()
-        self._ours = self._theirs if self._metric_driven else scheduled_lrs(self._schedule)
-        self._drive(factor)
+        self._lrs.begin(factor)
         if self._probe:
             self._probe.begin()
 
@@ -152,21 +138,18 @@ class AdaptiveWarmupCallback(TrainerCallback):
         """Cut this update if its gradient is an outlier; skip it if no lr would make it harmless."""
         if self._probe:
             self._probe.before()
-        if self._grad_norm is None:
+        if self._grad_norm is None or self._too_late:
             return
         norm = float(self._grad_norm)
         cut = self._regulator.cut(norm)
         if cut < 1.0:
-            self._drive(self._regulator.decision.factor * cut)
+            self._lrs.drive(self._regulator.decision.factor * cut)
             if not math.isfinite(norm):
-                self._optimizer.zero_grad()
+                self._lrs.optimizer.zero_grad()
 
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Give the schedule its own lr back, and leave the lr that was used where the Trainer reads it for its log."""
-        if not self._metric_driven:  # for the others it reads the param groups, which keep ours until the step's end
-            used = self._lrs()
-            self._put_back()
-            self._schedule._last_lr = used
+        self._lrs.used()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide on the next step's factor."""
@@ -175,19 +158,16 @@ class AdaptiveWarmupCallback(TrainerCallback):
             self._probe.after(self._regulator)
         self._regulator.observe(loss=self._loss, grad_norm=self._grad_norm)
         self._regulator.supply(**self._reader.end())
-        self._regulator.decide(self._ours[0] / self._peak if self._peak else 0.0)
+        self._regulator.decide(self._lrs.scheduled / self._lrs.peak if self._lrs.peak else 0.0)
         agree(self._regulator)
         decision = self._regulator.decision
         if self._log:
-            self._log.write(self._regulator, lr=self._ours[0] * used.factor)
+            self._log.write(self._regulator, lr=self._lrs.scheduled * used.factor)
         if decision.phase != used.phase:
             _log.info("step %d, %s: %s", state.global_step, decision.phase, "; ".join(decision.reasons))
         if decision.stop:
             control.should_training_stop = True
-        if self._metric_driven:
-            self._put_back()
-        else:
-            self._schedule._last_lr = self._lrs()  # also where no schedule stepped, after an overflow
+        self._lrs.end()
 
     def on_log(self, *args: Any, model: Any = None, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Take in what the trainer says in its training logs only; while it evaluates, its model is not training."""
@@ -196,7 +176,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """Leave no step open where a callback has cut the epoch short within one."""
-        self._put_back()
+        if self.regulator:
+            self._lrs.put_back()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Leave the Trainer as it was."""
@@ -208,21 +189,13 @@ class AdaptiveWarmupCallback(TrainerCallback):
             raise RuntimeError("AdaptiveWarmupCallback was added while training ran: add it before trainer.train().")
         return self.regulator
 
-    def _config(self, args: TrainingArguments, max_steps: int) -> Config:
-        ramp = built_in_warmup(self._schedule)
-        theirs = ramp or args.get_warmup_steps(max_steps)
-        ours = self._settings["warmup_steps"]
-        steps = ours or theirs or default_warmup_steps(max_steps)
-        source = "the callback's setting" if ours else "the Trainer's warmup_steps" if theirs else "a tenth of the run"
-        replaced = f"; replaces the Trainer's ramp of {ramp} steps" if ramp else ""
-        _log.info("nominal warmup %d steps (%s)%s", steps, source, replaced)
-        return Config(**{**self._settings, "warmup_steps": steps})
-
     def _resume(self, state: TrainerState) -> None:
         self._stored = cast("dict[str, Any]", state.stateful_callbacks)
-        saved = self._stored.get(_KEY)
+        saved, probed = self._stored.get(_KEY), self._stored.pop(_PROBE_KEY, None)
         if saved and state.global_step:
             self._regulator.load_state_dict(saved)
+            if self._probe:
+                self._probe.resume(probed)
         elif state.global_step:
             self._regulator.restart(at=state.global_step)
             _log.info("the checkpoint has no adaptive_warmup state: going on from the nominal warmup")
@@ -238,6 +211,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
             return
         if sum(isinstance(callback, AdaptiveWarmupCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise ValueError("two AdaptiveWarmupCallbacks on one Trainer would both set the lr: remove one of them.")
+        self._too_late = trainer.accelerator.distributed_type == "DEEPSPEED"  # its backward makes the update, too
         tap(self._untap, trainer, "_get_grad_norm", self._see_grad_norm)
         tap(self._untap, trainer, "training_step", self._see_loss)
         tap(self._untap, trainer, "log", self._add_figures)
@@ -263,30 +237,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
     def _save(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A checkpoint has the schedule's own lr, also in the midst of a step (SIGTERM), and our state."""
         self._stored[_KEY] = self._regulator.state_dict()
-        written = self._written
-        self._put_back()
+        if self._probe:
+            self._stored[_PROBE_KEY] = self._probe.state_dict()
+        written = self._lrs.put_back()
         saved = original(*args, **kwargs)
-        if written:
-            self._write(written)
-            self._written = written
+        self._lrs.again(written)
         return saved
-
-    def _lrs(self) -> list[float]:
-        return [float(group["lr"]) for group in self._optimizer.param_groups]
-
-    def _drive(self, factor: float) -> None:
-        self._write([lr * factor for lr in self._ours])
-        self._written = self._lrs()
-
-    def _put_back(self) -> None:
-        """Give the schedule its own lr back; where another has come since, as with a new schedule, that one stays."""
-        if self._written and self._written == self._lrs()[: len(self._written)]:
-            self._write(self._theirs)
-        self._written = []
-
-    def _write(self, lrs: list[float]) -> None:
-        for group, lr in zip(self._optimizer.param_groups, lrs, strict=False):  # groups may have been added in between
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr

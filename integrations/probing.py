@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,11 +14,12 @@ from torch.nn.functional import pad
 from transformers import Trainer
 
 from adaptive_warmup.integrations.plumbing import tap
-from adaptive_warmup.predictions import IGNORED
+from adaptive_warmup.predictions import IGNORED, Excerpt, size
 from adaptive_warmup.probe import PolicyProbe
 from adaptive_warmup.regulator import Regulator
 from adaptive_warmup.signals import KLSource
 
+_log = logging.getLogger("adaptive_warmup")
 Choice = PolicyProbe | Literal["auto"] | None
 
 # Where labels stand at the position that predicts them; everywhere else position t predicts token t + 1.
@@ -48,24 +51,45 @@ class TrainerProbe:
     """
 
     def __init__(self, choice: PolicyProbe | Literal["auto"], trainer: Trainer, undo: ExitStack, scaled: bool) -> None:
-        self._source: KLSource = "training_probe" if scaled and not _is_rl(trainer) else "probe"
+        self._keeps_rows = not _is_rl(trainer)
+        self._source: KLSource = "training_probe" if scaled and self._keeps_rows else "probe"
         self._bare: Any = trainer.accelerator.unwrap_model(trainer.model)
         self._probe = choice if isinstance(choice, PolicyProbe) else _made_for(trainer, self._bare)
         self._probe.restart()
+        self._args, self._accelerator = trainer.args, trainer.accelerator
         self._model: nn.Module = self._bare
         self._seen: list[Mapping[str, Any]] = []  # inputs of the running step, a micro-batch each
-        self._fixed: dict[str, Tensor] | None = None
-        self._listening = False
+        self._tokens = 0  # of them
+        self._fixed: Excerpt | None = None
+        self._listening = self._resumed = False
         tap(undo, trainer, "compute_loss", self._see_inputs)
+        tap(undo, trainer, "_save_rng_state", self._save_rows)  # each process has such a state of its own, too
+        tap(undo, trainer, "_load_rng_state", self._load_rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the first process, for all; the rows that each one looks at are in files of their own."""
+        return self._probe.state_dict()
+
+    def resume(self, saved: Mapping[str, Any] | None) -> None:
+        """Go on where a checkpoint left off; None: it knows of no probe."""
+        self._resumed = saved is not None
+        if saved:
+            self._probe.load_state_dict(saved)
+        else:
+            _log.info("the checkpoint has no state of the policy probe, which starts afresh, on new rows")
 
     def begin(self) -> None:
         """A step begins: what comes by from now on until `before` are its inputs, and not an evaluation's."""
-        self._seen, self._listening = [], self._probe.due
+        self._seen, self._tokens, self._listening = [], 0, True
 
     def before(self) -> None:
-        """The gradient is ready, the update is next; what forward and backward held is free by now."""
+        """All inputs of the step have come by, and the update is still to be made."""
+        if not self._listening:
+            return
         self._listening = False
-        self._probe.before(self._model, self._sequences)
+        self._probe.before(self._model, self._fixed or self._sequences, self._tokens)
+        if self._seen and not _is_sampled(self._seen[0]):
+            self._fixed = self._probe.part
         self._seen = []
 
     def after(self, regulator: Regulator) -> None:
@@ -83,17 +107,38 @@ class TrainerProbe:
     ) -> Any:
         if self._listening and isinstance(inputs, Mapping):
             self._model = model
-            self._seen.append(dict(inputs))  # as they are now: a loss function may take something out
+            self._tokens += _tokens(inputs)
+            if self._probe.due and self._fixed is None:
+                self._seen.append(dict(inputs))  # as they are now: a loss function may take something out
+            if self._accelerator.sync_gradients:  # the last micro-batch; DeepSpeed makes the update in its backward
+                self.before()
         return original(model, inputs, *args, **kwargs)
 
     def _sequences(self) -> dict[str, Tensor]:
         if not self._seen:
             raise ValueError("no inputs came by: this Trainer's training_step does not call compute_loss")
-        if "prompt_ids" in self._seen[0] and "completion_ids" in self._seen[0]:
+        if _is_sampled(self._seen[0]):
             return _joined([_rollout(inputs) for inputs in self._seen])
-        if self._fixed is None:
-            self._fixed = _joined([_examples(inputs, self._bare) for inputs in self._seen])
-        return self._fixed
+        return _joined([_examples(inputs, self._bare) for inputs in self._seen])
+
+    def _save_rows(self, original: Callable[..., Any], folder: str) -> None:
+        original(folder)
+        if self._fixed is not None:
+            torch.save(self._fixed._asdict(), self._rows_in(folder))
+
+    def _load_rows(self, original: Callable[..., Any], folder: str | None) -> None:
+        original(folder)
+        if folder is None or not self._resumed:
+            return
+        try:
+            loaded = torch.load(self._rows_in(folder), map_location=self._args.device, weights_only=True)
+            self._fixed = Excerpt(**loaded)
+        except Exception as error:  # a measurement is not worth the end of a training
+            if self._keeps_rows and not self._probe.off:
+                _log.info("the policy probe goes on, on new rows: those of the checkpoint cannot be read (%s)", error)
+
+    def _rows_in(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"adaptive_warmup_probe_{self._args.process_index}.pt"
 
 
 def _made_for(trainer: Trainer, model: nn.Module) -> PolicyProbe:
@@ -104,6 +149,16 @@ def _made_for(trainer: Trainer, model: nn.Module) -> PolicyProbe:
 
 def _encodes_and_decodes(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _is_sampled(inputs: Mapping[str, Any]) -> bool:
+    return "prompt_ids" in inputs and "completion_ids" in inputs
+
+
+def _tokens(inputs: Mapping[str, Any]) -> int:
+    if _is_sampled(inputs):
+        return int(inputs["prompt_ids"].numel() + inputs["completion_ids"].numel())
+    return size(inputs)
 
 
 def _rollout(inputs: Mapping[str, Any]) -> dict[str, Tensor]:

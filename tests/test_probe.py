@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributions import Categorical, kl_divergence
@@ -58,7 +58,7 @@ def nudge(model: nn.Module, size: float = 0.02) -> None:
 
 
 def measured(model: nn.Module, batch: Any, update: Callable[[nn.Module], None] = nudge, **settings: Any) -> float:
-    probe = PolicyProbe(**settings)
+    probe = PolicyProbe(max_cost=None, **settings)
     probe.before(model, batch)
     update(model)
     kl = probe.after(model)
@@ -143,7 +143,7 @@ def test_a_broken_model_reads_nan_which_is_for_the_controller_to_name() -> None:
 
 
 def test_a_batch_without_a_label_gives_no_kl_and_the_next_one_does() -> None:
-    coin, probe, ids = Coin(), PolicyProbe(every=1), tokens()
+    coin, probe, ids = Coin(), PolicyProbe(every=1, max_cost=None), tokens()
     for label, expected in ((-100, type(None)), (1, float)):
         probe.before(coin, {"ids": ids, "labels": torch.full_like(ids, label)})
         assert isinstance(probe.after(coin), expected)
@@ -213,7 +213,7 @@ def test_dropout_and_a_skipped_update_read_exactly_nothing_and_the_law_takes_no_
 
 def test_under_an_open_autocast_the_update_is_seen_and_the_gradient_flows() -> None:
     """Autocast caches its casts: one made before the update would hide it, one made here would have no gradient."""
-    model, batch, probe = gpt(), {"input_ids": tokens(), "labels": tokens()}, PolicyProbe()
+    model, batch, probe = gpt(), {"input_ids": tokens(), "labels": tokens()}, PolicyProbe(max_cost=None)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with torch.autocast("cpu", torch.bfloat16):
         probe.before(model, batch)
@@ -242,7 +242,7 @@ def test_adapters() -> None:
     model = peft.get_peft_model(
         gpt(), peft.LoraConfig(target_modules=["c_attn"], lora_dropout=0.5, fan_in_fan_out=True)
     )
-    batch, probe = {"input_ids": tokens(), "labels": tokens()}, PolicyProbe(positions=24)
+    batch, probe = {"input_ids": tokens(), "labels": tokens()}, PolicyProbe(positions=24, max_cost=None)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=300.0)
     before = model.eval()(**batch).logits
     model.train()(**batch).loss.backward()
@@ -258,97 +258,128 @@ def test_adapters() -> None:
 # --- What it costs ---
 
 
-class Slow(Coin):
-    """Takes its time, on a clock of our own: `fixed` seconds a forward, and `each` a row."""
+class Counting(Coin):
+    """Keeps the shapes that it is shown."""
 
-    def __init__(self, fixed: float, each: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.fixed, self.each, self.now = fixed, each, 0.0
-        self.rows: list[int] = []
+        self.shapes: list[tuple[int, ...]] = []
 
     def forward(self, ids: Tensor) -> Tensor:
-        self.now += self.fixed + self.each * len(ids)
-        self.rows.append(len(ids))
+        self.shapes.append(tuple(ids.shape))
         return super().forward(ids)
 
 
-def paced(model: Slow, updates: int, step: float = 1.0, **settings: Any) -> tuple[list[int], float]:
-    """The updates that were measured, and the share of the training time that all but the first took."""
-    probe, at, spent = PolicyProbe(clock=lambda: model.now, **settings), [], 0.0
-    for number in range(updates):
-        start = model.now
-        probe.before(model, tokens(32))
-        model.now += step  # the update itself takes no part in what is counted
+def paced(trained: Iterable[int | None], shape: tuple[int, int] = (32, 10), **settings: Any) -> dict[int, int]:
+    """The rows that were looked at in each update that was measured; `trained` are the tokens of all updates."""
+    probe, model, rows = PolicyProbe(**settings), Counting(), {}
+    for number, count in enumerate(trained):
+        probe.before(model, tokens(*shape), count)
         if probe.after(model) is not None:
-            spent += (model.now - start - step) * bool(at)
-            at.append(number)
-    return at, spent / (updates * step)
+            assert model.shapes[-1] == model.shapes[-2]
+            rows[number] = model.shapes[-1][0]
+    return rows
 
 
-def test_what_is_cheap_is_measured_every_fourth_update_on_all_rows() -> None:
-    model = Slow(0.0, 0.0049)  # 8 rows, twice: 78 ms every 4 s
-    at, share = paced(model, 100)
-    assert at == list(range(0, 100, 4))
-    assert set(model.rows) == {8}
-    assert share == pytest.approx(0.02, rel=0.1)
-    assert paced(model, 10, every=1)[0] == [0, 1, 5, 6, 7, 8, 9]  # paid for by four updates, then by fewer rows
+@pytest.mark.parametrize(
+    ("trained", "rows", "gap"),
+    [
+        (2000, 8, 4),  # 2 % of 3 forwards of 2000 tokens, four times: 480; 2 forwards of 8 rows of 10 tokens: 160
+        (None, 3, 4),  # as many as the batch has, 320: 76.8 pays for 3 rows of 10 tokens, twice
+        (100, 1, 4),  # 24 pays for one
+        (50, 1, 7),  # 20 is paid for by 6.7 updates, of 3 each
+        (10, 1, 34),
+    ],
+)
+def test_what_is_dear_looks_at_fewer_rows_and_then_less_often(trained: int | None, rows: int, gap: int) -> None:
+    assert paced([trained] * 120) == dict.fromkeys(range(0, 120, gap), rows)
 
 
-@pytest.mark.parametrize(("fixed", "each"), [(0.0, 0.04), (0.03, 0.01), (0.2, 0.0), (1.0, 1.0)])
-def test_what_is_dear_looks_at_fewer_rows_and_then_less_often(fixed: float, each: float) -> None:
-    model = Slow(fixed, each)
-    at, share = paced(model, 2000)
-    assert at[:2] == [0, 4]  # the first is not counted
-    assert share <= 0.02
-    assert model.rows[-1] == 1
-    needed = 2 * (fixed + each) / 0.02
-    assert needed <= at[-1] - at[-2] < max(4, 2 * needed)
+def test_rollouts_may_be_measured_at_every_update_and_lengths_are_cut() -> None:
+    assert paced([10_000] * 3, every=1) == {0: 8, 1: 8, 2: 8}
+    assert paced([500] * 3, every=1) == {0: 1, 1: 1, 2: 1}  # 30 pays for one row of 10 tokens, twice
+    assert paced([1000] * 3, (32, 50), every=1, length=10) == {0: 3, 1: 3, 2: 3}  # and of 50, 10 are run
 
 
-def test_without_a_limit_the_clock_does_not_matter() -> None:
-    model = Slow(1.0, 1.0)
-    at, _ = paced(model, 20, max_cost=None)
-    assert at == [0, 4, 8, 12, 16]
-    assert set(model.rows) == {8}
+def test_without_a_limit_the_tokens_do_not_matter() -> None:
+    assert paced([1] * 20, max_cost=None) == dict.fromkeys((0, 4, 8, 12, 16), 8)
 
 
-def test_one_hiccup_does_not_blind_it_and_rows_come_back() -> None:
-    model = Slow(0.0, 0.002)
-    probe, at, rows = PolicyProbe(clock=lambda: model.now), [], []
-    for number in range(400):
-        model.each = 0.1 if number == 4 else 0.002
-        probe.before(model, tokens(32))
-        model.now += 1.0
-        if probe.after(model) is not None:
-            at.append(number)
-            rows.append(model.rows[-1])
-    assert at[1] == 4
-    assert max(after - before for before, after in pairwise(at)) <= 128
-    assert rows[-1] == 8
-    assert at[-1] - at[-2] == 4
+@settings(max_examples=25)
+@given(
+    trained=st.lists(st.integers(20, 3000), min_size=1, max_size=12),
+    width=st.integers(2, 40),
+    every=st.integers(1, 5),
+    cost=st.floats(0.005, 0.5),
+)
+def test_the_cost_stays_within_its_share_whatever_the_batches(
+    trained: list[int], width: int, every: int, cost: float
+) -> None:
+    counts = (40 * trained)[:120]
+    spent = {at: 2 * rows * width for at, rows in paced(counts, (32, width), every=every, max_cost=cost).items()}
+    for at in spent:  # the latest and the one before it may not have been paid for yet: batches may get shorter
+        done = [spent[earlier] for earlier in spent if earlier < at]
+        assert sum(done) <= cost * 3 * sum(counts[: at + 1]) + 2 * max(spent.values())
+    if len(trained) == 1:
+        assert all(sum(s for e, s in spent.items() if e < at) <= cost * 3 * sum(counts[: at + 1]) for at in spent)
+    assert all(after - before >= every for before, after in pairwise(spent))
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(20, 3000), min_size=8, max_size=30), st.integers(1, 7))
+def test_it_goes_on_from_its_state_as_if_nothing_had_been(trained: list[int], at: int) -> None:
+    def run(counts: list[int], probe: PolicyProbe) -> list[tuple[float | None, dict[str, Any]]]:
+        seen = []
+        for number in counts:
+            model = Coin()
+            probe.before(model, tokens(32), number)
+            model.becomes(1.0 / (2 + number))
+            seen.append((probe.after(model), probe.state_dict()))
+        return seen
+
+    first, second = PolicyProbe(), PolicyProbe()
+    whole = run(trained[:at], first)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert run(trained[at:], second) == run(trained, PolicyProbe())[at:]
+    assert whole == run(trained, PolicyProbe())[:at]
+
+
+def test_the_state_of_one_that_is_off_is_off_and_a_damaged_one_is_refused() -> None:
+    probe, other = PolicyProbe(), PolicyProbe()
+    probe.before(Blind(), {"input_ids": tokens()})
+    probe.after(Blind())
+    other.load_state_dict(probe.state_dict())
+    assert other.off
+    with pytest.raises(ValueError, match="the adaptive_warmup state is damaged"):
+        PolicyProbe().load_state_dict({**probe.state_dict(), "off": False})
+    with pytest.raises(ValueError, match="reads states of version"):
+        PolicyProbe().load_state_dict({"off": False})
+
+
+def test_the_same_part_can_be_looked_at_again() -> None:
+    probe, model, updates = PolicyProbe(every=1, max_cost=None), Counting(), []
+    for number in range(3):
+        probe.before(model, probe.part or tokens(32, seed=number))
+        updates.append(probe.part)
+        assert probe.after(model) == 0.0
+    assert updates[0] is updates[2]
+    assert updates[0] is not None
+    assert torch.equal(updates[0].inputs["ids"], tokens(32)[::4])
 
 
 @given(rows=st.integers(1, 40), length=st.integers(2, 40), sequences=st.integers(1, 8), positions=st.integers(8, 100))
 def test_memory_is_bounded(rows: int, length: int, sequences: int, positions: int) -> None:
-    probe, shapes = PolicyProbe(sequences=sequences, positions=positions, length=20), []
-
-    class Watched(Coin):
-        def forward(self, ids: Tensor) -> Tensor:
-            shapes.append(ids.shape)
-            return super().forward(ids)
-
-    coin = Watched()
+    probe, coin = PolicyProbe(sequences, positions, length=20, max_cost=None), Counting()
     probe.before(coin, tokens(rows, length))
     assert probe.after(coin) == 0.0
     assert 0 < probe.memory <= positions * 2 * 4  # positions x vocabulary x bytes
-    assert all(shape[0] <= sequences and shape[1] <= 20 for shape in shapes)
+    assert all(shape[0] <= sequences and shape[1] <= 20 for shape in coin.shapes)
 
 
 # --- Several processes ---
 
 _PROCESS = """
 import json, sys
-from itertools import accumulate, cycle
 import torch
 from pathlib import Path
 from torch import distributed
@@ -370,19 +401,18 @@ for kind in ("ddp", "fsdp2"):
             fully_shard(block)
         fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    # By its own clock the first would measure at every second update and the other one at every sixteenth.
-    times = accumulate(cycle([1.0, 1.0, 10.0, 1.0, 10.0] if rank else [1.0]))
-    probe = PolicyProbe(every=1, max_cost=0.5, clock=lambda: next(times))
+    # By its own tokens the second one would measure at every update; the first one's pay for one in three.
+    probe = PolicyProbe(every=1)
     kls = []
     for step in range(12):
         torch.manual_seed(10 * step + rank)
         model(input_ids=ids, labels=ids).loss.backward()
-        probe.before(model, {"input_ids": ids, "labels": ids})
+        probe.before(model, {"input_ids": ids, "labels": ids}, tokens=10**5 if rank else 160)
         optimizer.step()
         optimizer.zero_grad()
         kls.append(probe.after(model))
-        if rank == 0 and step == 1:
-            probe.retire("rank 0 has seen enough")
+        if rank == 1 and step == 4:
+            probe.retire("rank 1 has seen enough")
     sharded = [isinstance(p, DTensor) for p in model.parameters()]
     found[kind] = {"kls": kls, "off": probe.off, "sharded": sharded}
 (Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps(found))
@@ -390,7 +420,7 @@ distributed.destroy_process_group()
 """
 
 
-def test_processes_measure_the_mean_over_all_sequences_at_one_pace(tmp_path: Path) -> None:
+def test_processes_measure_the_mean_over_all_sequences_at_the_first_ones_pace(tmp_path: Path) -> None:
     run_processes(_PROCESS, tmp_path, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
@@ -400,7 +430,7 @@ def test_processes_measure_the_mean_over_all_sequences_at_one_pace(tmp_path: Pat
     assert kls[0] == pytest.approx(kls[1], rel=1e-4)
     assert all(first["fsdp2"]["sharded"])  # as they were before
     measured_at = [step for step, kl in enumerate(first["ddp"]["kls"]) if kl is not None]
-    assert measured_at == [0, 1, 9]  # and at the last one they agree to stop
+    assert measured_at == [0, 3, 6]  # and at the last one they agree to stop
 
 
 # --- What it refuses ---
@@ -429,7 +459,7 @@ def test_a_model_without_logits_is_told_once_and_training_goes_on(caplog: pytest
 @pytest.mark.parametrize(
     ("model", "batch", "words"),
     [
-        (nn.Linear(3, 4), torch.zeros(2, 3), "found of shape [2, 4]"),
+        (nn.Linear(3, 4), torch.zeros(2, 3), "found of shape [1, 4]"),
         (gpt(), {"text": ["a"]}, "no tensor [rows, tokens] among text"),
         (gpt(), {"input_ids": 9 * tokens()}, "IndexError"),
     ],

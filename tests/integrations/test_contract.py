@@ -33,6 +33,7 @@ HALF = STEPS // 2
 SCHEDULES = ("linear", "cosine", "reduce_lr_on_plateau")
 # OnlineDPO cannot evaluate (TRL 1.16: its batches of prompts go to the model as they are), so nothing moves a plateau.
 CASES = [(h, s) for h in HOSTS for s in SCHEDULES if (h, s) != ("OnlineDPO", "reduce_lr_on_plateau")]
+PROBED = ("Trainer", "SFT", "DPO", "KTO", "RLOO", "GRPO")  # their models predict words, and show their inputs
 every_case = pytest.mark.parametrize(("host", "schedule"), CASES)
 
 
@@ -65,6 +66,16 @@ def adaptive(host: str, schedule: str, folder: Path, **extra: Any) -> Run:
     record = Record(warmup)
     callbacks = [record, Moves(record, warmup), warmup]
     return Run(run(host, folder, callbacks, **settings(schedule), **extra), record, warmup, folder)
+
+
+def probed(host: str, folder: Path, resume: Path | None = None) -> Run:
+    """A finished run in which nobody reports a post-update KL, so the probe does."""
+    warmup = AdaptiveWarmupCallback(WARMUP, target_kl=0.001)
+    record = Record(warmup)
+    extra = {"save_strategy": "steps", "save_steps": HALF, **({"beta": 0.0} if host == "GRPO" else {})}
+    made = Run(run(host, folder, [record, warmup], **settings("cosine"), **extra), record, warmup, folder)
+    made.trainer.train(resume_from_checkpoint=resume and str(resume))
+    return made
 
 
 def settings(schedule: str) -> dict[str, Any]:
@@ -111,6 +122,20 @@ def test_resume_is_exact_to_the_bit(finished: Any, tmp_path: Path, host: str, sc
     assert ours(again.record) == ours(whole.record)[HALF:]
     assert again.warmup.decision == whole.warmup.decision
     assert same(weights(again.trainer), weights(whole.trainer))
+
+
+@pytest.mark.parametrize("host", PROBED)
+def test_with_the_probe_at_its_defaults_a_run_repeats_and_resumes_to_the_bit(tmp_path: Path, host: str) -> None:
+    whole, repeated = probed(host, tmp_path / "whole"), probed(host, tmp_path / "repeated")
+    resumed = probed(host, tmp_path / "resumed", whole.folder / f"checkpoint-{HALF}")
+    measured = [signals is not None and signals.kl is not None for signals in whole.record.signals]
+    assert any(measured[HALF:])
+    for other, begin in ((repeated, 0), (resumed, HALF)):
+        assert other.record.lrs == whole.record.lrs[begin:]
+        assert other.record.signals == whole.record.signals[begin:]
+        assert ours(other.record) == ours(whole.record)[begin:]
+        assert other.warmup.decision == whole.warmup.decision
+        assert same(weights(other.trainer), weights(whole.trainer))
 
 
 @every_case

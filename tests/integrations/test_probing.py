@@ -43,7 +43,7 @@ def texts(count: int = 48, length: int = 8) -> list[dict[str, Tensor]]:
 
 
 def steady(**settings: Any) -> PolicyProbe:
-    """One whose pace the clock does not change."""
+    """One that measures as often as it may, on all rows, whatever that costs."""
     return PolicyProbe(max_cost=None, **settings)
 
 
@@ -91,6 +91,24 @@ def test_every_fourth_update_of_a_language_model_is_measured(tmp_path: Path, acc
     assert {s.kl_source for s in record.signals if s and s.kl} == {"training_probe"}
     # The first update, at a quarter of the peak, had this KL; the ceiling is where it would be .03.
     assert record.logged("adaptive_warmup/ceiling")[0] == pytest.approx(0.25 * (0.03 / watch.kls[0]) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "measured"),
+    [
+        (1, [0, 9]),  # a row of 8 tokens, run twice, is paid for by 2 % of 8.3 updates of 3 forwards of 4 such rows
+        (2, [0, 5, 10]),
+        (4, [0, 4, 8]),
+    ],
+)
+def test_the_pace_follows_from_what_is_trained_on_and_not_from_what_is_evaluated(
+    tmp_path: Path, accumulate: int, measured: list[int]
+) -> None:
+    warmup = AdaptiveWarmupCallback(4)
+    record = Record(warmup)
+    settings = {**FLAT, "gradient_accumulation_steps": accumulate, "eval_strategy": "steps", "eval_steps": 2}
+    trainer(tmp_path, [record, warmup], model=gpt(), data=texts(), **settings).train()
+    assert [step for step, kl in enumerate(kls(record)) if kl is not None] == measured
 
 
 def test_it_is_on_by_default_and_stops_too_high_an_lr(tmp_path: Path) -> None:
@@ -194,6 +212,63 @@ def test_training_twice_with_one_probe_is_measured_from_the_start_each_time(tmp_
         assert [step for step, kl in enumerate(kls(record)) if kl is not None] == [0, 8]
 
 
+# --- Checkpoints (`test_contract.py` has the same of every trainer) ---
+
+
+def halfway(folder: Path, **settings: Any) -> tuple[Trainer, Record]:
+    warmup = AdaptiveWarmupCallback(4, target_kl=0.01)
+    record = Record(warmup)
+    settings = {**FLAT, "gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 6, **settings}
+    return trainer(folder, [record, warmup], model=gpt(0.3), data=texts(), learning_rate=1.0, **settings), record
+
+
+def test_the_rows_and_the_pace_are_in_the_checkpoint_and_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    whole, record = halfway(tmp_path)
+    whole.train()
+    checkpoint = tmp_path / "checkpoint-6"
+    rows = torch.load(checkpoint / "adaptive_warmup_probe_0.pt", weights_only=True)
+    assert rows["inputs"]["input_ids"].shape == (1, 8)
+    assert (checkpoint / "adaptive_warmup_probe_0.pt").stat().st_size < 10_000
+    again, after = halfway(tmp_path)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert [step for step, kl in enumerate(kls(record)) if kl is not None] == [0, 5, 10]
+    assert kls(after) == kls(record)[6:]
+    assert after.lrs == record.lrs[6:]
+    assert len(set(record.lrs)) > 3
+    assert same(weights(again), weights(whole))
+
+
+@pytest.mark.parametrize("lost", ["the state", "the rows"])
+def test_a_checkpoint_that_lacks_what_the_probe_needs_is_told_once(
+    tmp_path: Path, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    halfway(tmp_path)[0].train()
+    (tmp_path / "checkpoint-6" / "adaptive_warmup_probe_0.pt").unlink()
+    if lost == "the state":  # as before it was kept
+        path = tmp_path / "checkpoint-6" / "trainer_state.json"
+        state = json.loads(path.read_text())
+        del state["stateful_callbacks"]["adaptive_warmup_probe"]
+        path.write_text(json.dumps(state))
+    again, after = halfway(tmp_path)
+    with caplog.at_level(logging.INFO, "adaptive_warmup"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert caplog.text.count("new rows") == 1
+    assert [6 + i for i, kl in enumerate(kls(after)) if kl is not None] == ([6, 11] if lost == "the state" else [10])
+
+
+def test_one_that_has_retired_stays_so(tmp_path: Path) -> None:
+    for resume in (None, str(tmp_path / "checkpoint-6")):
+        probe = steady(every=1)
+        warmup = AdaptiveWarmupCallback(4, probe=probe)
+        record = Record(warmup)
+        plant = Plant(record, warmup, bears=0.3 * PEAK)
+        settings = {**FLAT, "save_strategy": "steps", "save_steps": 6}
+        run = trainer(tmp_path, [record, plant, warmup], model=gpt(), data=texts(), **settings)
+        run.train(resume_from_checkpoint=resume)
+        assert probe.off
+    assert probe.part is None  # it has not measured since
+
+
 def test_what_is_no_probe_is_refused() -> None:
     with pytest.raises(TypeError, match="probe=True is unknown: use 'auto', None, or a PolicyProbe"):
         AdaptiveWarmupCallback(probe=True)  # type: ignore[arg-type]
@@ -254,9 +329,9 @@ def test_rollouts_are_measured_at_every_update_on_what_the_policy_sampled_in_it(
     looked_at: list[Any] = []
 
     class Looks(PolicyProbe):
-        def before(self, model: Any, batch: Any) -> None:
+        def before(self, model: Any, batch: Any, tokens: int | None = None) -> None:
             looked_at.append(batch())
-            super().before(model, batch)
+            super().before(model, batch, tokens)
 
     warmup = AdaptiveWarmupCallback(4, probe=Looks(every=1, max_cost=None))
     record = Record(warmup)
@@ -302,7 +377,7 @@ told = {"lrs": record.lrs, "weights": [tensor.tolist() for tensor in weights(run
 """
 
 
-def test_processes_with_clocks_of_their_own_stay_together(tmp_path: Path) -> None:
+def test_processes_stay_together(tmp_path: Path) -> None:
     run_processes(_PROCESS, tmp_path, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second

@@ -1,0 +1,109 @@
+"""The lr of a Trainer's optimizer: ours within a step, its schedule's own outside of it.
+
+At the begin of a step scheduled lr * factor is written into the optimizer's param groups, and after the update the
+schedule's own lr is put back. So every schedule works (those that compute the next lr from the last one, and
+ReduceLROnPlateau and GreedyLR, which step at evaluations), and a checkpoint holds nothing that a Trainer without the
+callback would stumble over.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainingArguments
+
+from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
+
+_log = logging.getLogger("adaptive_warmup")
+
+
+def default_warmup_steps(max_steps: int) -> int:
+    """The nominal warmup where neither the callback nor the Trainer sets one: a tenth of the run, from 10 to 1000."""
+    return min(max(max_steps // 10, 10), 1000)
+
+
+def nominal_warmup(ours: int | None, schedule: Any, args: TrainingArguments, max_steps: int) -> int:
+    """The callback's own setting, else the Trainer's, else the default."""
+    ramp = built_in_warmup(schedule)
+    theirs = ramp or args.get_warmup_steps(max_steps)
+    steps = int(ours or theirs or default_warmup_steps(max_steps))
+    source = "the callback's setting" if ours else "the Trainer's warmup_steps" if theirs else "a tenth of the run"
+    replaced = f"; replaces the Trainer's ramp of {ramp} steps" if ramp else ""
+    _log.info("nominal warmup %d steps (%s)%s", steps, source, replaced)
+    return steps
+
+
+class DrivenLrs:
+    """Scheduled lr * factor in the optimizer's param groups, from `begin` to `used` or `end`.
+
+    Attributes:
+        optimizer, schedule: as they are inside of the host's wrappers.
+        peak: of the first group's schedule.
+    """
+
+    def __init__(self, optimizer: Any, schedule: Any) -> None:
+        self.optimizer = optimizer
+        self.schedule = getattr(schedule, "scheduler", schedule)  # AcceleratedScheduler
+        self._metric_driven = wants_a_metric(self.schedule)
+        self._written: list[float] = []  # what we left in the param groups; empty while they hold the schedule's lrs
+        # Noted in the groups for the schedules that do not; with them it is saved and loaded.
+        initial = [group.setdefault("initial_lr", float(group["lr"])) for group in optimizer.param_groups]
+        self.peak = peak_lrs(self.schedule, initial)[0]
+
+    @property
+    def scheduled(self) -> float:
+        """The first group's lr of the running step, without the factor."""
+        return self._ours[0]
+
+    def begin(self, factor: float) -> None:
+        """A step begins: put our lr in place of the schedule's."""
+        self._theirs = self._lrs()
+        self._ours = self._theirs if self._metric_driven else scheduled_lrs(self.schedule)
+        self.drive(factor)
+
+    def drive(self, factor: float) -> None:
+        """Run this step at another factor."""
+        self._write([lr * factor for lr in self._ours])
+        self._written = self._lrs()
+
+    def used(self) -> None:
+        """The update is done: the schedule's own lr back, and ours left where the Trainer reads it for its log."""
+        if not self._metric_driven:  # for the others it reads the param groups, which keep ours until the step's end
+            used = self._lrs()
+            self.put_back()
+            self.schedule._last_lr = used
+
+    def end(self) -> None:
+        """The step is done."""
+        if self._metric_driven:
+            self.put_back()
+        else:
+            self.schedule._last_lr = self._lrs()  # also where no schedule stepped, after an overflow
+
+    def put_back(self) -> list[float]:
+        """Give the schedule its own lr back; where another has come since, as with a new schedule, that one stays.
+
+        Returns what was there of ours, for `again`.
+        """
+        written, self._written = self._written, []
+        if written and written == self._lrs()[: len(written)]:
+            self._write(self._theirs)
+        return written
+
+    def again(self, written: list[float]) -> None:
+        """Undo a `put_back` in the midst of a step."""
+        if written:
+            self._write(written)
+            self._written = written
+
+    def _lrs(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _write(self, lrs: list[float]) -> None:
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=False):  # groups may have been added in between
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
