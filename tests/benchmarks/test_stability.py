@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.experiments.stability.arms import ARMS, Plan
+from benchmarks.experiments.stability.arms import ARMS
+from benchmarks.experiments.stability.driver import Plan
 from benchmarks.experiments.stability.engine import Runs
 from benchmarks.experiments.stability.measures import improvement, iqm, outcome, wilson
 from benchmarks.experiments.stability.network import Shape, hidden, initial, logits, stack

@@ -1,14 +1,8 @@
-"""What sets the learning rate: the arms of the study, each around the real thing where a package has it.
-
-An arm gives a `Driver` for one run. All hold their rate in a real optimizer's parameter group, so that schedulers are
-used as they are; the engine reads it there.
-"""
+"""The arms of the study: fixed schedules, ours, its controls, and the peers. Each gives a `Driver` for one run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,62 +10,13 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from adaptive_warmup import AdaptiveWarmup
+from benchmarks.experiments.stability.driver import Arm, Driver, Plan, cosine, scheduled
 from benchmarks.experiments.stability.engine import MINI_BATCHES
+from benchmarks.experiments.stability.peers import SKRL_TARGET, exponential, greedy, kl_adaptive
 from benchmarks.experiments.stability.table import load
 
-TARGET_KL = 0.01
 NOMINAL = 0.285  # of the steps: the nominal warmup that ours starts from, Search-R1's later choice
 BETA2 = 0.999
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the user of one run has settled: the peak of the learning rate, the RL steps, PPO epochs, task and seed."""
-
-    peak: float
-    steps: int
-    epochs: int = 1
-    task: str = ""
-    seed: int = 0
-
-
-class Driver:
-    """Holds one run's learning rate and moves it after each RL step."""
-
-    def __init__(self, rate: float, move: Callable[[torch.optim.Optimizer], Callable[[Mapping[str, float]], None]]):
-        self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
-        self.move = move(self.optimizer)
-        self.optimizer.step()  # of no gradient; schedulers want to have seen one before their first step
-
-    @property
-    def rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def step(self, signals: Mapping[str, float]) -> None:
-        self.move(signals)
-
-
-Arm = Callable[[Plan], Driver]
-
-
-def scheduled(make: Callable[[torch.optim.Optimizer], Any]) -> Callable[[torch.optim.Optimizer], Any]:
-    """A scheduler that hears of nothing."""
-
-    def move(optimizer: torch.optim.Optimizer) -> Callable[[Mapping[str, float]], None]:
-        scheduler = make(optimizer)
-        return lambda signals: scheduler.step()
-
-    return move
-
-
-def cosine(plan: Plan, warmup: int = 0) -> Callable[[int], float]:
-    """From 1 after the warmup to .1 at the end."""
-
-    def shape(step: int) -> float:
-        done = min(max(step - warmup, 0) / max(plan.steps - warmup, 1), 1.0)
-        return 0.55 + 0.45 * math.cos(math.pi * done)
-
-    return shape
 
 
 def ratio(share: float, decay: bool = False) -> Arm:
@@ -119,38 +64,6 @@ def ours(decay: bool = False, only: tuple[str, ...] | None = None, **settings: A
 TOLD = ("kl", "reference_kl", "task_reward", "kl_reward", "grad_norm", "clip_fraction", "entropy")
 
 
-def kl_adaptive(start: float, least: float | None, most: float | None, decay: bool = False) -> Arm:
-    """torchrl's `KLAdaptiveLR`, which is rsl_rl's rule, on the KL that ours gets.
-
-    Args:
-        start: the first rate as a share of the peak.
-        least: lower clamp as a share of the peak, None for the package's own 1e-5.
-        most: likewise the upper one, None for 1e-2.
-    """
-
-    def arm(plan: Plan) -> Driver:
-        from torchrl.objectives import KLAdaptiveLR
-
-        clamps = {} if least is None else {"min_lr": least * plan.peak}
-        clamps |= {} if most is None else {"max_lr": most * plan.peak}
-
-        def move(optimizer: torch.optim.Optimizer) -> Callable[[Mapping[str, float]], None]:
-            rule = KLAdaptiveLR(optimizer, TARGET_KL, **clamps)
-            shape, count = cosine(plan), iter(range(1, plan.steps + 1))
-
-            def step(signals: Mapping[str, float]) -> None:
-                if decay:  # granted: the KL budget under our shape, shape^2
-                    rule.target_kl = TARGET_KL * shape(next(count)) ** 2
-                if math.isfinite(signals["kl"]):  # it raises an error otherwise
-                    rule.step(signals["kl"])
-
-            return step
-
-        return Driver(start * plan.peak, move)
-
-    return arm
-
-
 def same_mean_rate(plan: Plan) -> Driver:
     """Control: a constant rate, the mean of what our run of the same peak and seed used. Did it just go slower?"""
     return Driver(float(_recorded(plan, plan.seed).mean()), lambda optimizer: lambda signals: None)
@@ -169,6 +82,8 @@ def _recorded(plan: Plan, seed: int) -> np.ndarray:
     return next(run.rates for run in runs if run.seed == seed)
 
 
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"RAdam": torch.optim.RAdam}  # AdamW for all others
+
 ARMS: dict[str, Arm] = {
     "ratio 0": ratio(0.0),
     "ratio 0.03": ratio(0.03),
@@ -183,6 +98,10 @@ ARMS: dict[str, Arm] = {
     "KLAdaptiveLR": kl_adaptive(1.0, None, None),
     "rsl_rl": kl_adaptive(0.1, 1e-3, 1.0),
     "rsl_rl cosine": kl_adaptive(0.1, 1e-3, 1.0, decay=True),
+    "skrl": kl_adaptive(1.0, None, None, target=SKRL_TARGET, on="approx_kl"),  # its rule, on the KL it takes
+    "GreedyLR": greedy,
+    "pytorch_warmup": exponential,
+    "RAdam": ratio(0.0),
     "ours": ours(),
     "ours cosine": ours(decay=True),
     # The law as it was before its target fell over the run and its warmup could end after three steps.

@@ -31,9 +31,18 @@ class Runs:
         references: the reference policy of each run, where it starts as well.
         seeds: of each run; runs of the same seed see the same problems and the same noise.
         epochs: passes over a rollout.
+        optimizer: of Adam's kind.
     """
 
-    def __init__(self, world: World, shape: Shape, references: Sequence[Weights], seeds: Sequence[int], epochs: int):
+    def __init__(
+        self,
+        world: World,
+        shape: Shape,
+        references: Sequence[Weights],
+        seeds: Sequence[int],
+        epochs: int,
+        optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    ) -> None:
         self.world, self.shape, self.epochs = world, shape, epochs
         self.sampler = Sampler(world, shape)
         self.layout = {name: tensor.shape for name, tensor in references[0].items()}
@@ -42,7 +51,7 @@ class Runs:
         self.flat_RW = flat.requires_grad_()
         # An optimizer at lr 1 steps on zeros: what it writes there is the update, for each run's own rate to scale.
         self.update_RW = torch.zeros_like(flat, requires_grad=True)
-        self.optimizer = torch.optim.AdamW([self.update_RW], lr=1.0, betas=BETAS, weight_decay=0.0)
+        self.optimizer = optimizer([self.update_RW], lr=1.0, betas=BETAS, weight_decay=0.0)  # type: ignore[call-arg]
         self.rngs = [np.random.default_rng([seed, 77]) for seed in seeds]
         self.seeds = list(seeds)
         self.shuffle = np.random.default_rng(0)  # of the mini-batches, the same for every run whatever it runs beside

@@ -18,7 +18,8 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from benchmarks.experiments.stability.arms import ARMS, Plan
+from benchmarks.experiments.stability.arms import ARMS, OPTIMIZERS
+from benchmarks.experiments.stability.driver import Plan
 from benchmarks.experiments.stability.engine import Runs
 from benchmarks.experiments.stability.references import references, shape_of
 from benchmarks.experiments.stability.sweep import (
@@ -44,7 +45,9 @@ def run(part: Slice, steps: int = STEPS, peaks: Sequence[float] = PEAKS, progres
     torch.set_num_threads(1)
     pairs = [(peak, seed) for peak in peaks for seed in part.seeds]
     made, starts = world(part.task), references(part.task)
-    runs = Runs(made, shape_of(made), [starts[s % len(starts)] for _, s in pairs], [s for _, s in pairs], part.epochs)
+    beginnings, seeds = [starts[seed % len(starts)] for _, seed in pairs], [seed for _, seed in pairs]
+    optimizer = OPTIMIZERS.get(part.arm, torch.optim.AdamW)
+    runs = Runs(made, shape_of(made), beginnings, seeds, part.epochs, optimizer)
     drivers = [ARMS[part.arm](Plan(peak, steps, part.epochs, part.task, seed)) for peak, seed in pairs]
     series: dict[str, list[np.ndarray]] = {name: [] for name in (*KEPT, "lr")}
     for _ in tqdm(range(steps), part.name, unit="step", disable=not progress, mininterval=5):

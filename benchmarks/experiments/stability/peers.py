@@ -1,0 +1,80 @@
+"""The arms of others: each rule from its own package, where that installs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+
+from benchmarks.experiments.stability.driver import Arm, Driver, Plan, cosine
+
+TARGET_KL, SKRL_TARGET = 0.01, 0.008  # as the packages have them
+PERIOD = 1000  # of pytorch_warmup's untuned exponential warmup: 1 / (1 - beta2)
+
+
+def kl_adaptive(
+    start: float,
+    least: float | None,
+    most: float | None,
+    decay: bool = False,
+    target: float = TARGET_KL,
+    on: str = "kl",
+) -> Arm:
+    """torchrl's `KLAdaptiveLR`, which is rsl_rl's rule, on the KL that ours gets.
+
+    Args:
+        start: the first rate as a share of the peak.
+        least: lower clamp as a share of the peak, None for the package's own 1e-5.
+        most: likewise the upper one, None for 1e-2.
+        on: the KL that it follows.
+    """
+
+    def arm(plan: Plan) -> Driver:
+        from torchrl.objectives import KLAdaptiveLR
+
+        clamps = {} if least is None else {"min_lr": least * plan.peak}
+        clamps |= {} if most is None else {"max_lr": most * plan.peak}
+
+        def move(optimizer: torch.optim.Optimizer) -> Callable[[Mapping[str, float]], None]:
+            rule = KLAdaptiveLR(optimizer, target, **clamps)
+            shape, count = cosine(plan), iter(range(1, plan.steps + 1))
+
+            def step(signals: Mapping[str, float]) -> None:
+                if decay:  # granted: the KL budget under our shape, shape^2
+                    rule.target_kl = target * shape(next(count)) ** 2
+                if math.isfinite(signals[on]):  # it raises an error otherwise
+                    rule.step(signals[on])
+
+            return step
+
+        return Driver(start * plan.peak, move)
+
+    return arm
+
+
+def greedy(plan: Plan) -> Driver:
+    """transformers' `GreedyLR` from the peak down, on the task reward, since the loss of PPO says nothing."""
+    from transformers.optimization import GreedyLR
+
+    def move(optimizer: torch.optim.Optimizer) -> Callable[[Mapping[str, float]], None]:
+        rule = GreedyLR(optimizer, mode="max", min_lr=1e-3 * plan.peak, max_lr=plan.peak)
+        return lambda signals: rule.step(signals["task_reward"])
+
+    return Driver(plan.peak, move)
+
+
+def exponential(plan: Plan) -> Driver:
+    """pytorch_warmup's untuned exponential warmup (Ma and Yarats 2021)."""
+    from pytorch_warmup import ExponentialWarmup
+
+    def move(optimizer: torch.optim.Optimizer) -> Callable[[Mapping[str, float]], None]:
+        warmup = ExponentialWarmup(optimizer, PERIOD)
+
+        def step(signals: Mapping[str, float]) -> None:
+            with warmup.dampening():
+                pass
+
+        return step
+
+    return Driver(plan.peak, move)
