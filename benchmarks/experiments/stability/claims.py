@@ -77,9 +77,10 @@ def _rules(table: Table) -> Iterator[Claim]:
                 chance, bounds = improvement(ours, theirs)
                 yield _claim(f"3. probability that {mine} improves on {other}, {what}", target, chance, bounds,
                              chance >= target and bounds[0] > least, _count(ours))  # fmt: skip
-        ours, theirs = _strata(table, mine, other, lambda run: run.rate_jitter)
-        if ours:
-            yield _ratio(f"3. lr jitter of {mine} over {other}'s", 0.5, ours, theirs, most=True)
+        for what, jitter in (("", _jitter), (" after the first 20 steps", _settled)):
+            ours, theirs = _strata(table, mine, other, jitter)
+            if ours:
+                yield _ratio(f"3. lr jitter{what} of {mine} over {other}'s", 0.5, ours, theirs, most=True)
 
 
 def _variants(table: Table) -> Iterator[Claim]:
@@ -113,6 +114,14 @@ def _speed(table: Table) -> Iterator[Claim]:
 
 def _by_area(found: Outcome) -> float:
     return found.area
+
+
+def _jitter(found: Outcome) -> float:
+    return found.rate_jitter
+
+
+def _settled(found: Outcome) -> float:
+    return found.settled_jitter
 
 
 def _by_evaluation(found: Outcome) -> float:

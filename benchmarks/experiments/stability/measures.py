@@ -27,6 +27,7 @@ class Outcome:
         collapsed: the end is below half of the best, or of where the run started.
         drawdown: the largest fall below the best so far, of the smoothed score.
         rate_jitter: standard deviation of the change of ln lr from step to step.
+        settled_jitter: the same without the first `LAST` steps, the way up.
         mean_rate: of the lr, over the steps.
         to_best: for `steps_to`: the smoothed score.
     """
@@ -36,6 +37,7 @@ class Outcome:
     collapsed: bool
     drawdown: float
     rate_jitter: float
+    settled_jitter: float
     mean_rate: float
     to_best: np.ndarray
 
@@ -56,6 +58,7 @@ def outcome(scores: np.ndarray, ln_rates: np.ndarray, evaluation: float, started
         collapsed=bool(scores[-LAST:].mean() < 0.5 * max(best[-1], started)),
         drawdown=float((best - smooth).max()),
         rate_jitter=float(np.diff(ln_rates.astype(float)).std()),
+        settled_jitter=float(np.diff(ln_rates[LAST:].astype(float)).std()),
         mean_rate=float(np.exp(ln_rates.astype(float)).mean()),
         to_best=smooth,
     )
