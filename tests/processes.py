@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def run_processes(script: str, folder: Path, *args: object, count: int = 2, timeout: float = 300) -> None:
+def run_processes(script: str, folder: Path, *args: object, count: int = 2, timeout: float = 900) -> None:
     """Run `script` with `args` as ranks 0 .. count - 1. Raises AssertionError with the error output of all ranks."""
     path = folder / "process.py"
     path.write_text(script)

@@ -1,0 +1,127 @@
+"""`AdaptiveWarmupCallback` on two processes of the real Trainers: one decision for all, whatever each of them sees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.integrations.trainers import STEPS
+from tests.processes import run_processes
+
+_TOLD = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
+from tests.integrations.test_probing import kls
+from tests.integrations.trainers import FLAT, Record, trainer
+
+out = Path(sys.argv[1])
+
+class Decisions(TrainerCallback):
+    def __init__(self):
+        self.seen = []
+    def on_step_end(self, *args, **kwargs):
+        self.seen.append(repr(warmup.decision))
+
+def told(run, record, decisions):
+    tensors = [p.full_tensor() if isinstance(p, DTensor) else p for p in run.model.parameters()]
+    return {
+        "lrs": record.lrs,
+        "decisions": decisions.seen,
+        "kls": kls(record) if run.args.process_index == 0 else None,  # it alone reads what is observed
+        "norms": record.logged("grad_norm"),
+        "weights": [tensor.tolist() for tensor in tensors],
+        "sharded": all(isinstance(p, DTensor) for p in run.model.parameters()),
+    }
+
+def tell(run, **found):
+    (out / f"{run.args.process_index}.json").write_text(json.dumps(found))
+"""
+
+
+SAME = ("lrs", "decisions", "norms", "weights")
+
+
+def both(script: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    run_processes(_TOLD + script, folder, folder)
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+    return first, second
+
+
+_GRPO = """
+from tests.integrations.trl_trainers import run
+
+class Differs(TrainerCallback):
+    # The second process reports what the first one does not see: nothing good, and for a while nothing that is finite.
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if args.process_index and state.global_step % 3:
+            warmup.observe(kl=5.0, task_reward=float("nan") if state.global_step < 5 else -9.0)
+
+warmup = AdaptiveWarmupCallback(4, target_kl=0.001)
+record = Record(warmup)
+settings = {"beta": 0.0, "max_steps": 12, "learning_rate": 0.01, "ddp_backend": "gloo", **FLAT}
+decisions = Decisions()
+made = run("GRPO", out, [record, Differs(), warmup, decisions], **settings)
+made.train()
+tell(made, **told(made, record, decisions))
+"""
+
+
+def test_grpo_under_ddp_goes_by_what_the_first_process_sees(tmp_path: Path) -> None:
+    first, second = both(_GRPO, tmp_path)
+    assert len(first["lrs"]) == STEPS
+    for what in SAME:
+        assert first[what] == second[what]
+    assert sum(kl is not None for kl in first["kls"]) > 1  # the probe of all, which the second one's KL does not end
+    assert 5.0 not in first["kls"]
+    assert len(set(first["lrs"])) > 2
+
+
+_FSDP = """
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from tests.integrations.test_probing import texts
+
+# Accelerate shards on accelerators only, and is told that this is one; all that follows is its own.
+PartialState(cpu=True, backend="gloo").distributed_type = DistributedType.MULTI_GPU
+sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+sizes |= {"vocab_size": 16, "num_key_value_heads": 1, "max_position_embeddings": 32}
+
+def trained(resume=None):
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes, bos_token_id=0, eos_token_id=0, pad_token_id=0))
+    global warmup
+    warmup = AdaptiveWarmupCallback(4, target_kl=0.003)
+    record, decisions = Record(warmup), Decisions()
+    sharding = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": "Qwen2DecoderLayer"}}
+    saving = {"save_strategy": "steps", "save_steps": 6}
+    settings = {"model": model, "data": texts(96), "learning_rate": 0.03, "ddp_backend": "gloo"}
+    run = trainer(out, [record, warmup, decisions], **settings, **sharding, **saving, **FLAT)
+    run.train(resume_from_checkpoint=resume)
+    return run, told(run, record, decisions)
+
+run, whole = trained()
+tell(run, whole=whole, resumed=trained(str(out / "checkpoint-6"))[1])
+"""
+
+
+def test_fsdp2_decides_once_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    first, second = both(_FSDP, tmp_path)
+    whole, resumed = first["whole"], first["resumed"]
+    for what in SAME:
+        assert whole[what] == second["whole"][what]
+        assert resumed[what] == second["resumed"][what]
+    assert whole["sharded"]
+    measured = [step for step, kl in enumerate(whole["kls"]) if kl is not None]
+    assert measured[0] == 0
+    assert measured[-1] >= 6
+    assert len(set(whole["lrs"])) > 3
+    assert resumed["weights"] == whole["weights"]
+    for what in ("lrs", "decisions", "kls", "norms"):
+        assert resumed[what] == whole[what][6:]
