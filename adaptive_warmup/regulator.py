@@ -77,7 +77,7 @@ class Regulator:
             lr_scale: multiplier of the user's own schedule during the step just done.
         """
         read = _read(self._waiting)
-        if any(cut < 1.0 for cut in self._cuts) and is_finite(read.get("kl")):
+        if self._cuts and min(self._cuts) < 1.0 and is_finite(read.get("kl")):
             del read["kl"]  # of an update at a cut lr, it says nothing of the run's gain
         self.signals = Signals(lr_scale=lr_scale, **read)
         before, self.before = self.decision, self.state
@@ -140,7 +140,11 @@ def checked(kl_source: str | None = None, **signals: Any) -> dict[str, Any]:
     """What `Regulator.observe` takes in of its arguments. Raises as that."""
     for name in signals:
         check_name(name)
-    taken = {name: _taken(name, value) for name, value in signals.items() if value is not None}
+    taken = {
+        name: value if type(value) is float else _taken(name, value)  # the usual case first: this runs at every step
+        for name, value in signals.items()
+        if value is not None
+    }
     if kl_source is not None:
         check_source(kl_source)
     if kl_source is not None or "kl" in taken:
@@ -164,7 +168,8 @@ def _taken(name: str, value: Any) -> Any:
 
 
 def _read(waiting: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: float(value) if hasattr(value, "detach") else value for name, value in waiting.items()}
+    """With what was kept on a device read."""
+    return {name: value if isinstance(value, (float, str)) else float(value) for name, value in waiting.items()}
 
 
 def _checksum(content: Mapping[str, Any]) -> int:
@@ -173,8 +178,8 @@ def _checksum(content: Mapping[str, Any]) -> int:
 
 
 def _plain(decision: Decision) -> dict[str, Any]:
-    plain = asdict(decision)
-    return plain | {"reasons": list(decision.reasons), "alarms": [list(alarm) for alarm in decision.alarms]}
+    lists = {"reasons": list(decision.reasons), "alarms": [list(alarm) for alarm in decision.alarms]}
+    return decision._asdict() | lists
 
 
 def _decision(plain: Mapping[str, Any]) -> Decision:

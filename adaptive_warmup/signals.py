@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 KLSource = Literal["post_update", "probe", "training_probe", "in_loop", "clip_fraction"]
 
 
-@dataclass(frozen=True, slots=True)
-class Signals:
+class Signals(NamedTuple):
     """The signals of one step. Every one is optional: None is "not reported", NaN is "reported, and broken".
 
     A step is what lies between two decisions: an RL step (rollout, then its mini-batches) where the host has such
@@ -66,7 +64,7 @@ KL_SCALE: dict[KLSource, float] = {
 }
 PROBES: tuple[KLSource, ...] = ("probe", "training_probe")  # which do not measure every step
 KL_SOURCES: tuple[KLSource, ...] = tuple(KL_SCALE)
-NAMES: tuple[str, ...] = tuple(f.name for f in fields(Signals) if f.name not in ("kl_source", "lr_scale"))
+NAMES: tuple[str, ...] = tuple(name for name in Signals._fields if name not in ("kl_source", "lr_scale"))
 
 # What other programs call these; an unknown name is answered with the right one, never guessed into place.
 _ELSEWHERE = {
