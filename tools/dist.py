@@ -1,4 +1,4 @@
-"""Builds the wheel and the sdist, and tries each as a user installs it: in a fresh environment, outside the checkout."""
+"""Builds the wheel and the sdist, and tries each as a user installs it: in a fresh environment, from elsewhere."""
 
 from __future__ import annotations
 
