@@ -2,13 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs bench-report study-quick clean
+.PHONY: demo test test-faults test-dist test-matrix lint docs bench-report study-quick clean
 
 demo: .venv/ready
 	$(BIN)/adaptive-warmup demo $(ARGS)
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# The suite that injects faults, its two longest tests in full: 100 kills, 1,000,000 steps.
+test-faults: .venv/ready
+	FAULTS=all $(BIN)/python -m pytest tests/faults $(ARGS)
+
+# Builds the wheel and the sdist, and tries each as a user installs it, outside of the checkout.
+test-dist: .venv/ready
+	$(BIN)/python -m tools.dist
+
+# The core of the tests at the lower ends of the ranges in pyproject.toml; writes docs/versions.md.
+test-matrix: .venv/ready
+	$(BIN)/python -m tools.matrix
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple, TypeGuard
 
 from adaptive_warmup.signals import Signals
@@ -16,6 +16,7 @@ _LOST = 0.1  # ... if this share of what had been gained is lost: a steady score
 _RARE = 0.001  # chance of a false alarm where the KL reward is pure noise
 _HUGE = 1e100
 _DECISIVE = ("kl", "task_reward", "grad_norm", "loss")
+_decisive = attrgetter(*_DECISIVE)
 
 
 class Alarm(NamedTuple):
@@ -25,12 +26,11 @@ class Alarm(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
+class Watch(NamedTuple):
     """What the alarms remember of the run. `drop_steps` counts the steps that the present score drop has lasted."""
 
-    reward: Level = field(default_factory=Level)
-    grad_norm: LogScale = field(default_factory=LogScale)
+    reward: Level = Level()
+    grad_norm: LogScale = LogScale()
     rewards: tuple[float, ...] = ()
     kl_rewards: tuple[float, ...] = ()
     grad_z: float = 0.0
@@ -50,10 +50,10 @@ def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
         kl_rewards = (*kl_rewards, signals.kl_reward)[-_LONG:]
         if is_finite(signals.task_reward):  # trends are compared only over the same steps
             rewards = (*rewards, signals.task_reward)[-_LONG:]
-    dropped = reward.drop > (_DROP if not memory.drop_steps else 0.5 * _DROP) and reward.lost > _LOST
+    dropped = reward.lost > _LOST and reward.drop > (_DROP if not memory.drop_steps else 0.5 * _DROP)
     after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, memory.drop_steps + 1 if dropped else 0)
     found = (_non_finite(signals), _gaming(after) if signals.kl_reward is not None else None, _drop(after))
-    return after, tuple(alarm for alarm in found if alarm)
+    return after, tuple([alarm for alarm in found if alarm])
 
 
 def drop_bound(reward: Level) -> float:
@@ -69,8 +69,8 @@ def is_finite(x: float | None) -> TypeGuard[float]:
 
 
 def _non_finite(signals: Signals) -> Alarm | None:
-    reported = [(name, getattr(signals, name)) for name in _DECISIVE]
-    broken = [f"{name} is {value}" for name, value in reported if value is not None and not is_finite(value)]
+    reported = zip(_DECISIVE, _decisive(signals), strict=True)
+    broken = [f"{name} is {x}" for name, x in reported if not (x is None or -_HUGE < x < _HUGE)]
     if not broken:
         return None
     return Alarm(
@@ -81,7 +81,8 @@ def _non_finite(signals: Signals) -> Alarm | None:
 
 def _gaming(memory: Watch) -> Alarm | None:
     recent = memory.kl_rewards[-_SHORT:]
-    if len(recent) == _SHORT and mean_t(recent) > critical_t(_RARE, _SHORT - 1):
+    # In a healthy run the mean is below zero, and its t too: that is seen at once.
+    if len(recent) == _SHORT and sum(recent) > 0.0 and mean_t(recent) > critical_t(_RARE, _SHORT - 1):
         return Alarm(
             "kl_gaming",
             f"the KL reward is {math.fsum(recent) / _SHORT:+.3g} on average and pays the policy: tokens count in the KL"

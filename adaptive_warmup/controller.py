@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
 from adaptive_warmup import laws
 from adaptive_warmup.alarms import Alarm, Watch, watch
@@ -132,8 +132,7 @@ def _whole(value: Any) -> int:
     return number
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """All that the controller remembers, constant in size.
 
     Attributes:
@@ -150,14 +149,15 @@ class State:
     step: int = 0
     progress: float = 0.0
     finished: int | None = None
-    law: Mapping[str, float] = field(default_factory=dict)
-    watch: Watch = field(default_factory=Watch)
+    law: Mapping[str, float] = {}  # never written into
+    watch: Watch = Watch()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain scalars, lists and dicts: JSON and back changes nothing."""
-        plain = asdict(self)
-        plain["watch"] |= {name: list(plain["watch"][name]) for name in ("rewards", "kl_rewards")}
-        return plain
+        seen = self.watch._asdict()
+        seen |= {"reward": self.watch.reward._asdict(), "grad_norm": self.watch.grad_norm._asdict()}
+        seen |= {name: list(seen[name]) for name in ("rewards", "kl_rewards")}
+        return self._asdict() | {"law": dict(self.law), "watch": seen}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> State:
@@ -168,8 +168,7 @@ class State:
         return cls(**{**plain, "law": dict(plain["law"]), "watch": Watch(**seen)})
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What the next update runs at, and why.
 
     Attributes:
@@ -217,7 +216,7 @@ def step(config: Config, state: State, signals: Signals) -> tuple[State, Decisio
     memory, alarms = watch(state.watch, signals)
     number = state.step + 1
     if state.finished is not None and not config.guard:
-        after = replace(state, step=number, factor=1.0, watch=memory)
+        after = state._replace(step=number, factor=1.0, watch=memory)
         return after, Decision(number, 1.0, 1.0, "done", None, state.finished, ("warmup done, handed over",), alarms)
     move = laws.LAWS[config.law](config, state, signals, memory, alarms)
     factor = max(move.factor, config.floor) if move.factor < 1.0 - 1e-12 else 1.0  # rounding is no step short

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from adaptive_warmup.controller import Config, Decision, check_settings
+from adaptive_warmup.groups import GroupLrs
 from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.regulator import Regulator, opened, sealed
 from adaptive_warmup.schedules import nominal_warmup, peak_lrs, scheduled_lrs, unwrap
-
-_log = logging.getLogger("adaptive_warmup")
 
 
 class AdaptiveWarmup(LRScheduler):
@@ -64,9 +60,7 @@ class AdaptiveWarmup(LRScheduler):
         configs = _configs(settings, len(optimizer.param_groups))
         self.per_group = any(isinstance(value, (list, tuple)) for value in settings.values())
         self._regulators = [Regulator(config) for config in configs]
-        self._lrs: list[float] = []  # what the user's schedules say: the lr at factor 1
-        self._written: list[tuple[float, int]] = []  # what we left in the groups; a tensor's version, else -1
-        self._overruled = False  # said once that another scheduler is at odds with this one
+        self._lrs = GroupLrs(optimizer)
         super().__init__(optimizer)
         self._log = DecisionLog.of(log, lr=float(self.base_lrs[0])) if log is not None else None
         if self._log:
@@ -106,10 +100,10 @@ class AdaptiveWarmup(LRScheduler):
             What the lr was multiplied by, in (0, 1]. `step()` restores it.
         """
         cuts = {regulator: regulator.cut(float(grad_norm)) for regulator in self._chosen(group)}
-        self._see_moves()
-        for index, lr in enumerate(self._lrs):
+        self._lrs.see_moves(self.base_lrs, self._factor)
+        for index, lr in enumerate(self._lrs.scheduled):
             if (regulator := self._of(index)) in cuts:
-                self._write(index, lr * regulator.decision.factor * cuts[regulator])
+                self._lrs.write(index, lr * regulator.decision.factor * cuts[regulator])
         return min(cuts.values())
 
     def get_lr(self) -> list[Any]:
@@ -119,8 +113,8 @@ class AdaptiveWarmup(LRScheduler):
                 self._begin()
             else:
                 self._advance()
-            for index, lr in enumerate(self._lrs):
-                self._write(index, lr * self._of(index).decision.factor, fills=2)  # the base class fills it once more
+            for index, lr in enumerate(self._lrs.scheduled):
+                self._lrs.write(index, lr * self._factor(index), fills=2)  # the base class fills it once more
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,9 +125,7 @@ class AdaptiveWarmup(LRScheduler):
                 "_step_count": self._step_count,
                 "base_lrs": list(self.base_lrs),
                 "_last_lr": [float(lr) for lr in self._last_lr],
-                "lrs": list(self._lrs),
-                "written": [lr for lr, _ in self._written],
-                "found": [float(group["lr"]) for group in self.optimizer.param_groups[: len(self._lrs)]],
+                **self._lrs.state(),
                 "make": self._make,
                 "regulators": [regulator.state_dict() for regulator in self._regulators],
                 "schedule": deepcopy(self._schedule.state_dict()) if self._schedule else None,
@@ -149,7 +141,7 @@ class AdaptiveWarmup(LRScheduler):
         """
         saved = opened(state_dict)
         groups, most = len(saved["lrs"]), len(self.optimizer.param_groups)
-        if saved["make"] != self._make or not len(self._lrs) <= groups <= most:
+        if saved["make"] != self._make or not len(self._lrs.scheduled) <= groups <= most:
             raise ValueError(
                 f"the state is of {groups} param groups, {saved['make']}; this scheduler has {most}, {self._make}:"
                 " build it as it was when the state was saved."
@@ -163,11 +155,7 @@ class AdaptiveWarmup(LRScheduler):
         self._regulators = regulators
         self.last_epoch, self._step_count = saved["last_epoch"], saved["_step_count"]
         self.base_lrs, self._last_lr = list(saved["base_lrs"]), list(saved["_last_lr"])
-        self._lrs = list(saved["lrs"])
-        self._written = [(0.0, -1)] * len(self._lrs)
-        for index, lr in enumerate(saved["found"]):
-            self._write(index, lr)
-        self._written = [(lr, -1) for lr in saved["written"]]  # beside what was found: a move by others still shows
+        self._lrs.restore(saved)
 
     @property
     def _make(self) -> str:
@@ -179,79 +167,43 @@ class AdaptiveWarmup(LRScheduler):
         for regulator in self._regulators:
             regulator.restart()
         self.base_lrs = [*peak_lrs(self._schedule, self.base_lrs)]  # floats: one on a device would be waited for
-        self._lrs = [float(lr) for lr in (self._schedule.get_last_lr() if self._schedule else self.base_lrs)]
-        self._written = [(0.0, -1)] * len(self._lrs)
+        self._lrs.begin(self._schedule.get_last_lr() if self._schedule else self.base_lrs)
         if self._schedule:
-            self._show_lrs()
-            self._lrs = scheduled_lrs(self._schedule)
+            self._lrs.show()
+            self._lrs.scheduled = scheduled_lrs(self._schedule)
 
     def _advance(self) -> None:
         used = self.decision.factor
-        scales = [lr / float(base) if base else 0.0 for lr, base in zip(self._lrs, self.base_lrs, strict=True)]
+        pairs = zip(self._lrs.scheduled, self.base_lrs, strict=True)
+        scales = [lr / float(base) if base else 0.0 for lr, base in pairs]
         for regulator, scale in zip(self._regulators, scales if self.per_group else [max(scales)], strict=True):
             regulator.decide(scale)
-        self._see_moves()
+        self._lrs.see_moves(self.base_lrs, self._factor)
         if self._log:
-            self._log.write(self._regulators[0], lr=self._lrs[0] * used)
-        self._take_in_groups()
+            self._log.write(self._regulators[0], lr=self._lrs.scheduled[0] * used)
+        added = self._lrs.take_in(self.base_lrs)
+        if self.per_group:
+            self._regulators += [Regulator(self._regulators[-1].config) for _ in range(added)]
         if self._schedule:
-            self._show_lrs()
+            self._lrs.show()
             self._schedule.step()
-            self._lrs = scheduled_lrs(self._schedule)
-
-    def _show_lrs(self) -> None:
-        """Show the wrapped schedule lrs without our factor: many schedules compute the next lr from the last."""
-        for index, lr in enumerate(self._lrs):
-            self._write(index, lr)
-
-    def _see_moves(self) -> None:
-        """An lr that another scheduler moved since we wrote it: that is its schedule, and stays under our factor."""
-        for index, group in enumerate(self.optimizer.param_groups[: len(self._lrs)]):
-            found, (written, version) = group["lr"], self._written[index]
-            if isinstance(found, Tensor) and found._version == version:
-                continue  # untouched, and known without reading it from the device
-            if (lr := float(found)) != written:
-                self._follow(index, lr, written)
-
-    def _follow(self, index: int, lr: float, written: float) -> None:
-        moved = self._lrs[index] * (lr / written) if written else lr / self._of(index).decision.factor
-        top = max(self._lrs[index], float(self.base_lrs[index]))
-        if moved > 1.000001 * top and not self._overruled:
-            self._overruled = True
-            _log.warning("another scheduler set the lr to %.3g where warmup allows %.3g: wrap that one", lr, written)
-        self._lrs[index] = min(moved, top)
-        self._written[index] = (lr, -1)
-
-    def _take_in_groups(self) -> None:
-        """Groups that were added to the optimizer since the last step join in, at the lr that they came with."""
-        for group in self.optimizer.param_groups[len(self._lrs) :]:
-            group.setdefault("initial_lr", float(group["lr"]))
-            self.base_lrs.append(float(group["initial_lr"]))
-            self._lrs.append(float(group["lr"]))
-            self._written.append((float(group["lr"]), -1))
-            if self.per_group:
-                self._regulators.append(Regulator(self._regulators[-1].config))
-
-    def _write(self, index: int, lr: float, fills: int = 1) -> None:
-        """In place for a tensor lr, so that a compiled optimizer step is not compiled anew."""
-        group, version = self.optimizer.param_groups[index], -1
-        if isinstance(group["lr"], Tensor):
-            version = group["lr"]._version + fills
-            group["lr"].fill_(lr)
-            lr = float(torch.tensor(lr, dtype=group["lr"].dtype))  # as it holds it, known without reading it
-        else:
-            group["lr"] = lr
-        self._written[index] = (lr, version)
+            self._lrs.scheduled = scheduled_lrs(self._schedule)
 
     def _of(self, index: int) -> Regulator:
         return self._regulators[index if self.per_group else 0]
 
+    def _factor(self, index: int) -> float:
+        return self._of(index).decision.factor
+
     def _chosen(self, group: int | None) -> list[Regulator]:
-        if group is not None and group not in range(len(self._lrs)):
+        if group is None:
+            return self._regulators
+        if group not in range(len(self._lrs.scheduled)):
             raise ValueError(
-                f"group={group!r} is not among the {len(self._lrs)} param groups (added ones join in at the next step)."
+                f"group={group!r} is not among the {len(self._lrs.scheduled)} param groups"
+                " (added ones join in at the next step)."
             )
-        return self._regulators if group is None else [self._of(group)]
+        return [self._of(group)]
 
 
 def _configs(settings: dict[str, Any], groups: int) -> list[Config]:

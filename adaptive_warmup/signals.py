@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, fields
 from functools import cache
+from typing import NamedTuple
 
 KLSource = str  # a key of `KL_SCALE`, or `in_loop:4x2`
 
 
-@dataclass(frozen=True, slots=True)
-class Signals:
+class Signals(NamedTuple):
     """The signals of one step. Every one is optional: None is "not reported", NaN is "reported, and broken".
 
     A step is what lies between two decisions: an RL step (rollout, then its mini-batches) where the host has such
@@ -70,7 +69,7 @@ PROBES: tuple[KLSource, ...] = ("probe", "training_probe")  # which do not measu
 KL_SOURCES: tuple[KLSource, ...] = tuple(KL_SCALE)
 _COUNTED = re.compile(r"in_loop:([1-9]\d{0,5})x([1-9]\d{0,5})")
 _FRESH = 0.25  # what a KL reads on tokens that were not trained on, of what it reads on those that were
-NAMES: tuple[str, ...] = tuple(f.name for f in fields(Signals) if f.name not in ("kl_source", "lr_scale"))
+NAMES: tuple[str, ...] = tuple(name for name in Signals._fields if name not in ("kl_source", "lr_scale"))
 
 # What other programs call these; an unknown name is answered with the right one, never guessed into place.
 _ELSEWHERE = {

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from operator import mul
+from typing import NamedTuple
 
 _LEVEL = 0.25  # smoothing of a level: remembers about 7 steps
 _NOISE = 0.1  # smoothing of its noise: about 20 steps
@@ -47,8 +49,7 @@ class Gain:
         return math.exp(min(0.5 * (math.log(kl) - self.log), 100.0))
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """The level of a noisy series, its best so far, and how far below the best it is in units of its own noise.
 
     The noise comes from successive differences (von Neumann 1941), so a trend does not count as noise.
@@ -59,7 +60,7 @@ class Level:
     low: float = 0.0
     last: float = 0.0
     variance: float = 0.0
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # a tuple's method of that name is not missed
 
     def update(self, x: float) -> Level:
         """Take in one value; one far outside the noise counts as one just outside."""
@@ -102,13 +103,12 @@ class Level:
         return self.count > _SETTLED
 
 
-@dataclass(frozen=True, slots=True)
-class LogScale:
+class LogScale(NamedTuple):
     """Typical size of a positive series, in logs, so that a constant factor on all values changes nothing."""
 
     mean: float = 0.0
     variance: float = 0.0
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # a tuple's method of that name is not missed
 
     def update(self, x: float) -> LogScale:
         """Take in one value > 0."""
@@ -140,18 +140,25 @@ def mean_t(window: tuple[float, ...]) -> float:
     """Student's t of the hypothesis that the window's mean is zero; signed, infinite for a constant other than 0."""
     n = len(window)
     mean = sum(window) / n
-    square = sum([(x - mean) * (x - mean) for x in window]) / (n - 1)
-    return _ratio(mean, math.sqrt(square / n))
+    off = [x - mean for x in window]
+    return _ratio(mean, math.sqrt(sum(map(mul, off, off)) / (n - 1) / n))
 
 
 def slope_t(window: tuple[float, ...]) -> float:
     """Student's t of the hypothesis that the window has no linear trend; signed."""
     n = len(window)
-    mean, middle = sum(window) / n, 0.5 * (n - 1)
+    mean, times = sum(window) / n, _centred(n)
+    off = [x - mean for x in window]
     spread = n * (n * n - 1) / 12.0
-    slope = sum([(i - middle) * (x - mean) for i, x in enumerate(window)]) / spread
-    rest = [x - mean - slope * (i - middle) for i, x in enumerate(window)]
-    return _ratio(slope, math.sqrt(sum([r * r for r in rest]) / (n - 2) / spread))
+    slope = sum(map(mul, times, off)) / spread
+    rest = [x - slope * time for x, time in zip(off, times, strict=True)]
+    return _ratio(slope, math.sqrt(sum(map(mul, rest, rest)) / (n - 2) / spread))
+
+
+@cache
+def _centred(n: int) -> tuple[float, ...]:
+    """0 .. n - 1, less their mean."""
+    return tuple(i - 0.5 * (n - 1) for i in range(n))
 
 
 def _ratio(estimate: float, error: float) -> float:

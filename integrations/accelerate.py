@@ -109,7 +109,7 @@ class _Agreed(AdaptiveWarmup):
 
     def _advance(self) -> None:
         if self._accelerator.num_processes > 1:
-            groups = [None, *(range(len(self._lrs)) if self.per_group else ())]
+            groups = [None, *(range(len(self._lrs.scheduled)) if self.per_group else ())]
             for group, means in zip(groups, self._means([self._own.get(group, {}) for group in groups]), strict=True):
                 source = self._own.get(group, {}).get("kl_source")
                 super().observe(group=group, kl_source=source, **means)

@@ -140,7 +140,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
             self._probe.before()
         if self._grad_norm is None or self._too_late:
             return
-        norm = float(self._grad_norm)
+        self._grad_norm = norm = float(self._grad_norm)  # read once
         cut = self._regulator.cut(norm)
         if cut < 1.0:
             self._lrs.drive(self._regulator.decision.factor * cut)

@@ -8,7 +8,7 @@ import logging
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -205,11 +205,10 @@ def _first_process() -> bool:
 
 def _given(signals: Signals) -> dict[str, Any]:
     """Only what was reported, or differs from the default."""
-    pairs = [(f.name, getattr(signals, f.name), f.default) for f in fields(signals)]
     return {
         name: value if name in _IN_FULL or isinstance(value, str) or not abs(value) < _LARGE else _short(value, 4)
-        for name, value, default in pairs
-        if value != default
+        for name, value in signals._asdict().items()
+        if value != Signals._field_defaults[name]
     }
 
 

@@ -1,0 +1,88 @@
+"""The lrs in an optimizer's param groups: what the schedules say, what we wrote there, what others have moved."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+_log = logging.getLogger("adaptive_warmup")
+_UNKNOWN = -1  # version of an lr that is no tensor, or that has to be read
+
+
+class GroupLrs:
+    """The first param groups of `optimizer`, as many as have begun; `scheduled` has the lr of each at factor 1."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.scheduled: list[float] = []
+        self._written: list[tuple[float, int]] = []  # what we left in the groups, and a tensor's version
+        self._overruled = False  # said once that another scheduler is at odds with this one
+
+    def begin(self, lrs: Iterable[float | Tensor]) -> None:
+        """Begin with as many groups as the schedules have lrs."""
+        self.scheduled = [float(lr) for lr in lrs]
+        self._written = [(0.0, _UNKNOWN)] * len(self.scheduled)
+
+    def write(self, index: int, lr: float, fills: int = 1) -> None:
+        """Put `lr` into a group; in place for a tensor, so that a compiled optimizer step is not compiled anew.
+
+        `fills` is how often a tensor will have been written when control is back with the user.
+        """
+        group, version = self.optimizer.param_groups[index], _UNKNOWN
+        if isinstance(group["lr"], Tensor):
+            version = group["lr"]._version + fills
+            group["lr"].fill_(lr)
+            lr = float(torch.tensor(lr, dtype=group["lr"].dtype))  # as it holds it, known without reading it
+        else:
+            group["lr"] = lr
+        self._written[index] = (lr, version)
+
+    def show(self) -> None:
+        """Show a wrapped schedule lrs without our factor: many schedules compute the next lr from the last."""
+        for index, lr in enumerate(self.scheduled):
+            self.write(index, lr)
+
+    def see_moves(self, bases: Sequence[float | Tensor], factor: Callable[[int], float]) -> None:
+        """An lr that another scheduler moved since we wrote it: that is its schedule, and stays under our factor."""
+        for index, (written, version) in enumerate(self._written):
+            found = self.optimizer.param_groups[index]["lr"]
+            if isinstance(found, Tensor) and found._version == version:
+                continue  # untouched, and known without reading it from the device
+            if (lr := float(found)) != written:
+                self._follow(index, lr, float(bases[index]), factor(index))
+
+    def take_in(self, bases: list[float | Tensor]) -> int:
+        """Groups that were added to the optimizer join in, at the lr that they came with; how many there were."""
+        added = self.optimizer.param_groups[len(self.scheduled) :]
+        for group in added:
+            lr = float(group["lr"])
+            bases.append(float(group.setdefault("initial_lr", lr)))
+            self.scheduled.append(lr)
+            self._written.append((lr, _UNKNOWN))
+        return len(added)
+
+    def state(self) -> dict[str, list[float]]:
+        """Plain: what the schedules say, what was written, and what is there now."""
+        found = [float(group["lr"]) for group in self.optimizer.param_groups[: len(self.scheduled)]]
+        return {"lrs": list(self.scheduled), "written": [lr for lr, _ in self._written], "found": found}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """The inverse of `state`: what was found is put into the groups."""
+        self.begin(saved["lrs"])
+        for index, lr in enumerate(saved["found"]):
+            self.write(index, lr)
+        self._written = [(lr, _UNKNOWN) for lr in saved["written"]]  # beside what was found: a move still shows
+
+    def _follow(self, index: int, lr: float, base: float, factor: float) -> None:
+        scheduled, written = self.scheduled[index], self._written[index][0]
+        moved, top = scheduled * (lr / written) if written else lr / factor, max(scheduled, base)
+        if moved > 1.000001 * top and not self._overruled:
+            self._overruled = True
+            _log.warning("another scheduler set the lr to %.3g where warmup allows %.3g: wrap that one", lr, written)
+        self.scheduled[index] = min(moved, top)
+        self._written[index] = (lr, _UNKNOWN)

@@ -1,0 +1,122 @@
+"""Signals that are missing, late, doubled or at odds, on a simulated run whose KL is on target at a known lr."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from adaptive_warmup import AdaptiveWarmup
+from tests.faults.catalogue import fault
+from tests.optimizers import optimizer_of
+from tests.plant import Plant
+
+BEARS, STEPS = 0.2, 300  # the factor at which the KL is on target
+Tell = Callable[[AdaptiveWarmup, int, float], None]
+
+
+def factors(tell: Tell, warmup_steps: int = 100) -> list[float]:
+    """A run in which `tell(scheduler, step, kl)` reports the KL that the step truly had."""
+    scheduler, plant = AdaptiveWarmup(optimizer_of(1.0), warmup_steps, target_kl=0.01), Plant(BEARS, noise=0.3)
+    used = []
+    for step in range(STEPS):
+        used.append(scheduler.decision.factor)
+        kl = plant.kl(step, used[-1])
+        assert kl is not None
+        scheduler.optimizer.step()
+        tell(scheduler, step, kl)
+        scheduler.step()
+    return used
+
+
+def honest(scheduler: AdaptiveWarmup, step: int, kl: float) -> None:
+    scheduler.observe(kl=kl)
+
+
+def level(used: list[float]) -> float:
+    return statistics.median(used[100:])
+
+
+@fault("reports", "scheduler", "no signal for 50 steps", "the lr stays under the last ceiling")
+def test_missing() -> None:
+    used = factors(lambda scheduler, step, kl: None if 100 <= step < 150 else honest(scheduler, step, kl))
+    assert max(used[100:151]) <= 1.001 * max(used[90:101])
+    assert level(used) == pytest.approx(BEARS, rel=0.4)
+
+
+def late(by: int) -> list[float]:
+    kls: list[float] = []
+
+    def tell(scheduler: AdaptiveWarmup, step: int, kl: float) -> None:
+        kls.append(kl)
+        if step >= by:
+            scheduler.observe(kl=kls[step - by])
+
+    return factors(tell)
+
+
+@fault("reports", "scheduler", "signals late by 3 steps", "one overshoot, then the lr is where it should be")
+def test_late_by_3() -> None:
+    used = late(3)
+    assert max(used[:50]) == 1.0
+    assert max(used[50:]) < 1.5 * BEARS
+    assert level(used) == pytest.approx(BEARS, rel=0.2)
+
+
+@fault(
+    "reports", "scheduler", "signals late by 10 steps",
+    "**not borne**: the lr swings between its floor and its peak. A KL belongs to the step that it is of",
+)  # fmt: skip
+def test_late_by_10() -> None:
+    used = late(10)
+    assert (min(used[100:]) < 0.01, max(used[100:])) == (True, 1.0)
+    assert all(1e-3 <= factor <= 1.0 for factor in used)
+
+
+@fault("reports", "scheduler", "every signal reported twice", "counts once: the same decisions to the bit")
+def test_doubled() -> None:
+    def tell(scheduler: AdaptiveWarmup, step: int, kl: float) -> None:
+        honest(scheduler, step, kl)
+        honest(scheduler, step, kl)
+
+    assert factors(tell) == factors(honest)
+
+
+@fault("reports", "scheduler", "two sources of the KL, one reading 30 times too low, by turns", "the higher one rules")
+def test_at_odds() -> None:
+    used = factors(lambda scheduler, step, kl: scheduler.observe(kl=kl if step % 2 else kl / 30))
+    assert max(used) < 2.5 * BEARS
+    assert BEARS / 2 < level(used) < 2 * BEARS
+
+
+@fault("reports", "scheduler", "two sources of the KL in one step", "the last report counts, what a host adds does not")
+def test_two_in_one_step() -> None:
+    def tell(scheduler: AdaptiveWarmup, step: int, kl: float) -> None:
+        scheduler.observe(kl=1e3, kl_source="in_loop")
+        honest(scheduler, step, kl)
+        scheduler.regulators[0].supply(kl=1e-9, kl_source="in_loop")
+
+    assert factors(tell) == factors(honest)
+
+
+@pytest.mark.parametrize("jump", [500, -20])
+@fault("reports", "scheduler", "the clock of steps jumps, ahead or back", "one decision a call, as if it had not")
+def test_clock_jumps(jump: int) -> None:
+    def run(epochs: Iterator[int | None]) -> list[Any]:
+        scheduler, seen = AdaptiveWarmup(optimizer_of(1.0), 100, target_kl=0.01), []
+        for epoch in epochs:
+            scheduler.optimizer.step()
+            scheduler.observe(kl=0.01 * (scheduler.decision.factor / BEARS) ** 2)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's on the argument
+                scheduler.step(epoch)
+            seen.append((scheduler.decision, scheduler.get_last_lr()))
+        return seen
+
+    steady = run(itertools.repeat(None, 60))
+    assert run(iter([jump + step if step == 30 else None for step in range(60)])) == steady
+    assert [decision.step for decision, _ in steady] == list(range(1, 61))
