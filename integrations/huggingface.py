@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from adaptive_warmup.controller import Config, Decision, check_settings
@@ -26,15 +25,17 @@ from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
 from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.regulator import Regulator, checked
-from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
+from adaptive_warmup.schedules import (
+    built_in_warmup,
+    default_warmup_steps,
+    peak_lrs,
+    scheduled_lrs,
+    wants_a_metric,
+    write_lrs,
+)
 
 _log = logging.getLogger("adaptive_warmup")
 _KEY = "adaptive_warmup"  # of our state among the Trainer's
-
-
-def default_warmup_steps(max_steps: int) -> int:
-    """The nominal warmup where neither the callback nor the Trainer sets one: a tenth of the run, from 10 to 1000."""
-    return min(max(max_steps // 10, 10), 1000)
 
 
 class AdaptiveWarmupCallback(TrainerCallback):
@@ -267,7 +268,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._put_back()
         saved = original(*args, **kwargs)
         if written:
-            self._write(written)
+            write_lrs(self._optimizer, written)
             self._written = written
         return saved
 
@@ -275,18 +276,11 @@ class AdaptiveWarmupCallback(TrainerCallback):
         return [float(group["lr"]) for group in self._optimizer.param_groups]
 
     def _drive(self, factor: float) -> None:
-        self._write([lr * factor for lr in self._ours])
+        write_lrs(self._optimizer, [lr * factor for lr in self._ours])
         self._written = self._lrs()
 
     def _put_back(self) -> None:
         """Give the schedule its own lr back; where another has come since, as with a new schedule, that one stays."""
         if self._written and self._written == self._lrs()[: len(self._written)]:
-            self._write(self._theirs)
+            write_lrs(self._optimizer, self._theirs)
         self._written = []
-
-    def _write(self, lrs: list[float]) -> None:
-        for group, lr in zip(self._optimizer.param_groups, lrs, strict=False):  # groups may have been added in between
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr

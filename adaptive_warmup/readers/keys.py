@@ -136,6 +136,12 @@ DERIVED: tuple[Derived, ...] = (
     Derived("reference_kl", "objective/kl", "/", "completions/mean_length", f"k1, {_PER_TOKEN}, signed", _TRL),
 )
 
+# Of the critic, which has a controller of its own while verl runs; a replay is of the policy's.
+VERL_CRITIC: tuple[Key, ...] = (
+    Key("critic/grad_norm", "grad_norm", _PRE_CLIP, _VERL),
+    Key("critic/vf_loss", "loss", "value loss", _VERL),
+)
+
 # Keys that mean this in these trainers, and in a log nobody knows what.
 IN_A_TRAINER: tuple[Key, ...] = (
     Key("kl", "reference_kl", f"k3 against the reference (beta not 0), {_PER_TOKEN}, no sign", _TRL, trainers=(_GRPO,)),
@@ -223,6 +229,12 @@ def of_trainer(classes: set[str]) -> tuple[tuple[Key, ...], tuple[Formula, ...]]
     """What a trainer reports while it runs, and what follows from it, by the names of its class and bases."""
     rows = tuple(key for key in (*KEYS, *IN_A_TRAINER) if classes.intersection(key.trainers))
     return rows, tuple(one for one in FORMULAS if classes.intersection(one.trainers))
+
+
+def of_verl() -> tuple[tuple[Key, ...], tuple[Derived, ...]]:
+    """What verl says of the policy while it runs."""
+    rows = tuple(key for key in KEYS if key.host == _VERL and key.signal != "lr")
+    return rows, tuple(one for one in DERIVED if one.host == _VERL)
 
 
 def mapped(key: str, signal: str) -> Key:
