@@ -92,6 +92,11 @@ def write_lrs(optimizer: Optimizer, lrs: Sequence[float]) -> None:
             group["lr"] = lr
 
 
+def drive(schedule: LRScheduler, factor: float) -> None:
+    """Set the lrs for the updates up to the schedule's next step: its own, but for a built-in warmup, times `factor`."""
+    write_lrs(schedule.optimizer, [lr * factor for lr in scheduled_lrs(schedule)])
+
+
 def peak_lrs(schedule: LRScheduler | None, initial: Sequence[float | Tensor]) -> list[float]:
     """The lrs that the schedule tops out at: the initial ones, but for the two schedules that rise from them."""
     peaks: Sequence[float | Tensor] = initial

@@ -14,7 +14,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDP
 
 from adaptive_warmup.integrations.verl import VENDOR
 from adaptive_warmup.integrations.verl.carried import FACTOR, SCHEDULED
-from adaptive_warmup.schedules import scheduled_lrs, write_lrs
+from adaptive_warmup.schedules import drive, scheduled_lrs, write_lrs
 
 
 class Warmed:
@@ -37,7 +37,7 @@ class Warmed:
         if self._factor is None:
             return super().optimizer_step()  # type: ignore[misc,no-any-return]
         theirs = [float(group["lr"]) for group in self.optimizer.param_groups]
-        write_lrs(self.optimizer, [lr * self._factor for lr in scheduled_lrs(self.lr_scheduler)])
+        drive(self.lr_scheduler, self._factor)
         try:
             return super().optimizer_step()  # type: ignore[misc,no-any-return]
         finally:

@@ -57,7 +57,7 @@ class Options:
         """The controller's settings for `role` (`actor`, `critic`), given verl's `optim` settings of it."""
         settings = self.actor if role == "actor" else self.critic
         steps = int(optim["total_training_steps"])
-        theirs = int(optim["lr_warmup_steps"])
+        theirs = int(optim.get("lr_warmup_steps") or 0)
         if theirs <= 0:
-            theirs = int(optim["lr_warmup_steps_ratio"] * steps)
+            theirs = int((optim.get("lr_warmup_steps_ratio") or 0.0) * steps)
         return Config(**{"warmup_steps": theirs or default_warmup_steps(steps), **settings})

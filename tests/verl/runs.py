@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_raylet_start_wait_time_s": "300",  # a busy machine is slow to start
+    "RAY_agent_register_timeout_ms": "300000",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -72,7 +74,7 @@ def settings(folder: Path, out: Path) -> dict[str, Any]:
         "actor_rollout_ref.rollout.name": "vllm",
         "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 4,
-        "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "on_cpu.RandomTokens",
+        "+actor_rollout_ref.rollout.agent.agent_loop_manager_class": "on_cpu.RandomTokens",
         "critic.optim.lr": 0.001,
         "critic.optim.betas": "[0.0,0.0]",
         "critic.optim.weight_decay": 0.0,
