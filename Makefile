@@ -1,14 +1,19 @@
 # make demo: the main job.  make test: the tests.  Both make their own environment first.
 PYTHON ?= python3
 BIN := .venv/bin
+VERL := .venv-verl/bin
 
-.PHONY: demo test lint docs bench-report study-quick clean
+.PHONY: demo test test-verl lint docs bench-report study-quick clean
 
 demo: .venv/ready
 	$(BIN)/adaptive-warmup demo $(ARGS)
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# The verl integration, in an environment of its own.
+test-verl: .venv-verl/ready
+	$(VERL)/python -m pytest tests/verl $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -35,5 +40,14 @@ study-quick: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# What verl 0.9 itself fails to ask for: TransferQueue and the five after it.
+.venv-verl/ready: pyproject.toml constraints-verl.txt
+	$(PYTHON) -m venv .venv-verl
+	$(VERL)/pip install --quiet --constraint constraints-verl.txt torch
+	$(VERL)/pip install --quiet --constraint constraints-verl.txt verl TransferQueue cachetools fastapi uvicorn pyzmq \
+		msgspec scipy hypothesis pytest
+	$(VERL)/pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-verl build dist *.egg-info

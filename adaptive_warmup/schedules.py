@@ -29,7 +29,7 @@ def unwrap(target: Any) -> tuple[Optimizer, LRScheduler | None]:
 
 
 def built_in_warmup(schedule: LRScheduler | None) -> int:
-    """Warmup steps in a schedule of transformers' or verl's (`get_cosine_schedule_with_warmup` and its kin); 0 elsewhere.
+    """Warmup steps in a schedule of transformers' or verl's (`get_cosine_schedule_with_warmup` and kin); 0 elsewhere.
 
     Those are `LambdaLR`s: transformers' over a partial, whose keywords tell; verl's over a function within a function,
     whose closure tells.
@@ -93,7 +93,7 @@ def write_lrs(optimizer: Optimizer, lrs: Sequence[float]) -> None:
 
 
 def drive(schedule: LRScheduler, factor: float) -> None:
-    """Set the lrs for the updates up to the schedule's next step: its own, but for a built-in warmup, times `factor`."""
+    """Set the lrs for the updates until the schedule steps: its own, but for a built-in warmup, times `factor`."""
     write_lrs(schedule.optimizer, [lr * factor for lr in scheduled_lrs(schedule)])
 
 

@@ -1,8 +1,8 @@
 """Adaptive warmup for verl 0.9, by its own extension points: a trainer, an engine, and this entry point of both.
 
-`import verl` loads this module (entry-point group `verl.plugins`) in every process. It does nothing but where a run asks
-for it, by verl's own choice of an engine, `VERL_ENGINE_VENDOR=adaptive_warmup`: then the trainer and the engine are
-entered in verl's registries.
+`import verl` loads this module (entry-point group `verl.plugins`) in every process. It does nothing but where a run
+asks for it, by verl's own choice of an engine, `VERL_ENGINE_VENDOR=adaptive_warmup`: then the trainer and the engine
+are entered in verl's registries.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The worker's side: an engine that multiplies its own schedule's lr by the factor that comes with the batch.
 
-It writes the lr for the length of an update and puts the schedule's own back, so that verl's checkpoints hold nothing of
-ours, and any schedule works. A warmup of verl's own is not applied on top: while it lasts its peak is taken.
+It writes the lr for the length of an update and puts the schedule's own back, so that verl's checkpoints hold nothing
+of ours, and any schedule works. A warmup of verl's own is not applied on top: while it lasts its peak is taken.
 """
 
 from __future__ import annotations

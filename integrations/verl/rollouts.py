@@ -13,7 +13,9 @@ def reward_metrics(batch: Any, *, kl_in_reward: bool) -> dict[str, float]:
     """verl's own `critic/score/mean` and `critic/rewards/mean`: verl computes them after it has saved its checkpoint,
     and by then the decision, which the checkpoint is to hold, has been taken.
     """
-    names = {"critic/score/mean": "rm_scores"} | ({"critic/rewards/mean": "token_level_rewards"} if kl_in_reward else {})
+    names = {"critic/score/mean": "rm_scores"}
+    if kl_in_reward:
+        names["critic/rewards/mean"] = "token_level_rewards"
     rows = _read(batch, _real(batch), *names.values())
     sums = {name: [row.sum() for row in rows[key].unbind() if len(row)] for name, key in names.items()}
     return {name: float(torch.stack(values).mean()) for name, values in sums.items() if values}

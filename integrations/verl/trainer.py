@@ -75,15 +75,17 @@ class AdaptiveWarmupTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl is un
         scheduled = metrics.pop(f"{role}/{SCHEDULED}", None)
         if scheduled is None:
             raise RuntimeError(
-                f"the {role}'s workers did not apply the warmup, as their engine is another one: set VERL_ENGINE_VENDOR="
-                f"{VENDOR} for them, by +ray_kwargs.ray_init.runtime_env.env_vars.VERL_ENGINE_VENDOR={VENDOR}."
+                f"the {role}'s workers did not apply the warmup, their engine is another one: set VERL_ENGINE_VENDOR to"
+                f" {VENDOR} for them, by +ray_kwargs.ray_init.runtime_env.env_vars.VERL_ENGINE_VENDOR={VENDOR}."
             )
         self._scheduled[role] = float(scheduled)
         return batch
 
     def _measured_kl(self, batch: Any) -> float | None:
         corrected = self.config.algorithm.get("rollout_correction") or {}
-        if not self._options.kl_sequences or corrected.get("bypass_mode"):  # whose old log-probs the rollout engine gave
+        if not self._options.kl_sequences or corrected.get(
+            "bypass_mode"
+        ):  # then the old log-probs are another engine's
             return None
         return policy_kl(self.actor_rollout_wg, batch, self._options.kl_sequences)
 
@@ -117,4 +119,3 @@ class AdaptiveWarmupTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl is un
         path = (Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else latest) / _FILE
         states: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return states if self.global_steps else {}
-

@@ -10,7 +10,9 @@ from typing import Any
 
 from adaptive_warmup.integrations.verl.options import Options
 from adaptive_warmup.integrations.verl.warmup import Warmup
-from adaptive_warmup.schedules import drive as drive  # the workers' side
+from adaptive_warmup.schedules import drive
+
+__all__ = ["Warmups", "drive"]  # the driver's side, and the workers'
 
 
 class Warmups:

@@ -9,5 +9,5 @@ from pathlib import Path
 
 # As the workers have it, and before verl is imported; the tests of this folder import one another by plain names.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 collect_ignore_glob = [] if importlib.util.find_spec("verl") else ["test_*.py"]

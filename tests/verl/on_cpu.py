@@ -1,4 +1,4 @@
-"""verl without a GPU: a platform, by verl's own registry of them, and a trainer whose rollouts need no inference engine.
+"""verl without a GPU: a platform, by verl's own registry of them, and trainers that need no inference engine.
 
 verl's rollouts come from vLLM or SGLang, which this environment has not. All else of a run here is verl's: Ray, the
 driver's loop, TransferQueue, the workers, FSDP, the optimizers and schedules, the losses, the checkpoints.
@@ -60,6 +60,9 @@ class PlatformCPU(PlatformBase):
         return None, None
 
     def communication_backend_name(self) -> str:
+        """verl asks for it to make a group of `cpu:gloo,cpu:gloo`, which torch refuses; not where there is one."""
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
         return "gloo"
 
     def visible_devices_envvar(self) -> str:

@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 HERE = Path(__file__).parent
+PEAK, RAMP = 0.01, 4  # the lr of a worker's schedule, and the steps of its own warmup
 ENVIRONMENT = {
     "VERL_USE_EXTERNAL_MODULES": "on_cpu",
     "VERL_PLATFORM": "cpu",
