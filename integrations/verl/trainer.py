@@ -38,6 +38,8 @@ class AdaptiveWarmupTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl is un
         TypeError, ValueError: an option that is unknown or out of range; an engine that this cannot drive.
     """
 
+    total_training_steps: int
+
     def __init__(self, config: DictConfig) -> None:
         said = OmegaConf.select(config, VENDOR)
         self._options = Options.of(OmegaConf.to_container(said, resolve=True) if OmegaConf.is_config(said) else said)

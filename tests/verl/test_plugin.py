@@ -56,7 +56,7 @@ import io, sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
+import yaml
 from verl.trainer.main_ppo import main
 
 def shown(*arguments):
@@ -64,16 +64,16 @@ def shown(*arguments):
     GlobalHydra.instance().clear()
     with redirect_stdout(io.StringIO()) as out:
         main()
-    return OmegaConf.create(out.getvalue())
+    return yaml.safe_load(out.getvalue())
 
 def leaves(said, name=""):
     for key, value in said.items():
-        yield from leaves(value, f"{{name}}{{key}}.") if hasattr(value, "items") else [f"{{name}}{{key}}"]
+        yield from leaves(value, f"{{name}}{{key}}.") if isinstance(value, dict) and value else [f"{{name}}{{key}}"]
 
 plain, folder = shown(), Path({str(runs.HERE.parents[1] / "examples" / "search_r1")!r})
 for path in sorted(folder.glob("*.yaml")):
     config = shown(f"--config-dir={{folder}}", f"--config-name={{path.stem}}")
-    assert config.trainer.v1.trainer_mode == "adaptive_warmup"
+    assert config["trainer"]["v1"]["trainer_mode"] == "adaptive_warmup"
     new = sorted(set(leaves(config)) - set(leaves(plain)))
     print(path.stem, *new)
     assert new == ["adaptive_warmup.log", "ray_kwargs.ray_init.runtime_env.env_vars.VERL_ENGINE_VENDOR"], new
