@@ -7,7 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-# As the workers have it, and before verl is imported; the tests of this folder import one another by plain names.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# They import one another by plain names: verl brings a package called `tests` along.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-collect_ignore_glob = [] if importlib.util.find_spec("verl") else ["test_*.py"]
+
+if importlib.util.find_spec("verl"):
+    from environment import ENVIRONMENT
+
+    os.environ.update(ENVIRONMENT)
+    collect_ignore_glob: list[str] = []
+else:
+    collect_ignore_glob = ["test_*.py"]

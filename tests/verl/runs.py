@@ -9,26 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from environment import ENVIRONMENT
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-HERE = Path(__file__).parent
 PEAK, RAMP = 0.01, 4  # the lr of a worker's schedule, and the steps of its own warmup
-ENVIRONMENT = {
-    "VERL_USE_EXTERNAL_MODULES": "on_cpu",
-    "VERL_PLATFORM": "cpu",
-    "VERL_ENGINE_VENDOR": "adaptive_warmup",
-    "PYTHONPATH": str(HERE),
-    "PYTHONWARNINGS": "ignore",
-    "OMP_NUM_THREADS": "1",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_raylet_start_wait_time_s": "300",  # a busy machine is slow to start
-    "RAY_agent_register_timeout_ms": "300000",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 
 def make_model(folder: Path) -> Path:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
-import runs
+from environment import HERE
 
 WHAT_IS_IMPORTED = """
 import sys
@@ -70,7 +70,7 @@ def leaves(said, name=""):
     for key, value in said.items():
         yield from leaves(value, f"{{name}}{{key}}.") if isinstance(value, dict) and value else [f"{{name}}{{key}}"]
 
-plain, folder = shown(), Path({str(runs.HERE.parents[1] / "examples" / "search_r1")!r})
+plain, folder = shown(), Path({str(HERE.parents[1] / "examples" / "search_r1")!r})
 for path in sorted(folder.glob("*.yaml")):
     config = shown(f"--config-dir={{folder}}", f"--config-name={{path.stem}}")
     assert config["trainer"]["v1"]["trainer_mode"] == "adaptive_warmup"

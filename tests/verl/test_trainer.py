@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import runs
-
-for _name, _value in runs.ENVIRONMENT.items():  # before verl is imported
-    os.environ.setdefault(_name, _value)
-
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 from transfer_queue import KVBatchMeta

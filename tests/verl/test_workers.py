@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from environment import HERE
 from processes import run_processes
-from runs import ENVIRONMENT, HERE, PEAK, RAMP, make_model
+from runs import PEAK, RAMP, make_model
 
 WORKER = """
 import runpy, sys
@@ -26,10 +27,7 @@ def said(request: pytest.FixtureRequest, results: list[dict[str, Any]]) -> dict[
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("workers")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        run_processes(WORKER, folder, HERE, make_model(folder / "model"), folder, timeout=600)
+    run_processes(WORKER, folder, HERE, make_model(folder / "model"), folder, timeout=600)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
