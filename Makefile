@@ -1,8 +1,9 @@
 # make demo: the main job.  make test: the tests.  Both make their own environment first.
 PYTHON ?= python3
 BIN := .venv/bin
+VERL := .venv-verl/bin
 
-.PHONY: demo test test-faults test-dist test-matrix lint docs bench-report study-quick clean
+.PHONY: demo test test-faults test-verl test-dist test-matrix lint docs bench-report study-quick clean
 
 demo: .venv/ready
 	$(BIN)/adaptive-warmup demo $(ARGS)
@@ -21,6 +22,10 @@ test-dist: .venv/ready
 # The core of the tests at the lower ends of the ranges in pyproject.toml; writes docs/versions.md.
 test-matrix: .venv/ready
 	$(BIN)/python -m tools.matrix
+
+# The verl integration, in an environment of its own.
+test-verl: .venv-verl/ready
+	$(VERL)/python -m pytest tests/verl $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -47,5 +52,14 @@ study-quick: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# What verl 0.9 itself fails to ask for: TransferQueue and the five after it.
+.venv-verl/ready: pyproject.toml constraints-verl.txt
+	$(PYTHON) -m venv .venv-verl
+	$(VERL)/pip install --quiet --constraint constraints-verl.txt torch
+	$(VERL)/pip install --quiet --constraint constraints-verl.txt verl TransferQueue cachetools fastapi uvicorn pyzmq \
+		msgspec scipy hypothesis pytest
+	$(VERL)/pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-verl build dist *.egg-info

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from inspect import signature
+from inspect import getclosurevars, isfunction, signature
 from typing import Any
 
 from torch import Tensor
@@ -29,14 +29,25 @@ def unwrap(target: Any) -> tuple[Optimizer, LRScheduler | None]:
 
 
 def built_in_warmup(schedule: LRScheduler | None) -> int:
-    """Warmup steps in a schedule of transformers' (`get_cosine_schedule_with_warmup` and its kin); 0 elsewhere.
+    """Warmup steps in a schedule of transformers' or verl's (`get_cosine_schedule_with_warmup` and kin); 0 elsewhere.
 
-    Those are `LambdaLR`s over a partial, whose keywords tell.
+    Those are `LambdaLR`s: transformers' over a partial, whose keywords tell; verl's over a function within a function,
+    whose closure tells.
     """
     if not isinstance(schedule, LambdaLR):
         return 0
-    keywords = [fn.keywords for fn in schedule.lr_lambdas if isinstance(fn, partial)]
-    return max([int(words.get("num_warmup_steps") or 0) for words in keywords], default=0)
+    return max([int(_settings(fn).get("num_warmup_steps") or 0) for fn in schedule.lr_lambdas], default=0)
+
+
+def _settings(fn: Any) -> Mapping[str, Any]:
+    if isinstance(fn, partial):
+        return fn.keywords
+    return getclosurevars(fn).nonlocals if isfunction(fn) else {}
+
+
+def default_warmup_steps(steps: int) -> int:
+    """The nominal warmup where neither we nor the host are given one: a tenth of the run, from 10 to 1000."""
+    return min(max(steps // 10, 10), 1000)
 
 
 def nominal_warmup(warmup_steps: int | Sequence[int] | None, schedule: LRScheduler | None) -> int | Sequence[int]:
@@ -70,6 +81,20 @@ def scheduled_lrs(schedule: LRScheduler) -> list[float]:
     if warmup and schedule.last_epoch < warmup:
         return [float(lr) for lr in schedule.base_lrs]
     return [float(group["lr"]) for group in schedule.optimizer.param_groups]
+
+
+def write_lrs(optimizer: Optimizer, lrs: Sequence[float]) -> None:
+    """Set the lrs of the param groups; in place for a tensor lr, so that a compiled step is not compiled anew."""
+    for group, lr in zip(optimizer.param_groups, lrs, strict=False):  # groups may have been added in between
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def drive(schedule: LRScheduler, factor: float) -> None:
+    """Set the lrs for the updates until the schedule steps: its own, but for a built-in warmup, times `factor`."""
+    write_lrs(schedule.optimizer, [lr * factor for lr in scheduled_lrs(schedule)])
 
 
 def peak_lrs(schedule: LRScheduler | None, initial: Sequence[float | Tensor]) -> list[float]:

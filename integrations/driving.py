@@ -11,17 +11,18 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from torch import Tensor
 from transformers import TrainingArguments
 
-from adaptive_warmup.schedules import built_in_warmup, peak_lrs, scheduled_lrs, wants_a_metric
+from adaptive_warmup.schedules import (
+    built_in_warmup,
+    default_warmup_steps,
+    peak_lrs,
+    scheduled_lrs,
+    wants_a_metric,
+    write_lrs,
+)
 
 _log = logging.getLogger("adaptive_warmup")
-
-
-def default_warmup_steps(max_steps: int) -> int:
-    """The nominal warmup where neither the callback nor the Trainer sets one: a tenth of the run, from 10 to 1000."""
-    return min(max(max_steps // 10, 10), 1000)
 
 
 def nominal_warmup(ours: int | None, schedule: Any, args: TrainingArguments, max_steps: int) -> int:
@@ -65,7 +66,7 @@ class DrivenLrs:
 
     def drive(self, factor: float) -> None:
         """Run this step at another factor."""
-        self._write([lr * factor for lr in self._ours])
+        write_lrs(self.optimizer, [lr * factor for lr in self._ours])
         self._written = self._lrs()
 
     def used(self) -> None:
@@ -89,21 +90,14 @@ class DrivenLrs:
         """
         written, self._written = self._written, []
         if written and written == self._lrs()[: len(written)]:
-            self._write(self._theirs)
+            write_lrs(self.optimizer, self._theirs)
         return written
 
     def again(self, written: list[float]) -> None:
         """Undo a `put_back` in the midst of a step."""
         if written:
-            self._write(written)
+            write_lrs(self.optimizer, written)
             self._written = written
 
     def _lrs(self) -> list[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
-
-    def _write(self, lrs: list[float]) -> None:
-        for group, lr in zip(self.optimizer.param_groups, lrs, strict=False):  # groups may have been added in between
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr

@@ -77,7 +77,8 @@ _SUM = "mean over sequences of the sum over a sequence, signed, in units of rewa
 _SCORE = "mean score, without the KL"
 _IN_LOOP = f"{_PER_TOKEN}, read in the loop before each mini-batch's update"
 _PRE_CLIP = "L2, before clipping"
-_VERL, _OLD_VERL, _TRL, _PPO, _OLDEST = "verl", "verl of 2024", "TRL", "TRL's PPO", "TRL's PPO before 0.12"
+_VERL, _OLD_VERL, _SEARCH_R1 = "verl", "verl of 2024", "Search-R1"
+_TRL, _PPO, _OLDEST = "TRL", "TRL's PPO", "TRL's PPO before 0.12"
 _SB3, _OURS, _TRAINER = "Stable-Baselines3", "adaptive_warmup.ppo", "transformers"
 _GRPO, _RLOO, _ASYNC, _ONLINE = "GRPOTrainer", "RLOOTrainer", "AsyncGRPOTrainer", "OnlineDPOTrainer"
 _WITH_ENTROPY = ("SFTTrainer", "DPOTrainer", "KTOTrainer", _GRPO, _RLOO, _ASYNC)
@@ -94,7 +95,7 @@ KEYS: tuple[Key, ...] = (
     Key("approx_kl", "kl", "k3, nats per action, read in the loop before each update", _SB3, source="in_loop"),
     Key("policy/reference_kl", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", _OURS),
     Key("actor/reward_kl_penalty", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", _VERL),
-    Key("critic/kl", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", "Search-R1"),
+    Key("critic/kl", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", _SEARCH_R1),
     Key("critic/score/mean", "task_reward", _SCORE, _VERL),
     Key("objective/scores", "task_reward", _SCORE, _PPO, trainers=(_ONLINE,)),
     Key("ppo/mean_scores", "task_reward", _SCORE, _OLDEST),
@@ -134,6 +135,12 @@ DERIVED: tuple[Derived, ...] = (
     Derived("kl_reward", "critic/rewards/mean", "-", "critic/score/mean", _SUM, _VERL),
     Derived("reference_kl", "objective/kl", "/", "tokens/responses_len_mean", f"k1, {_PER_TOKEN}, signed", _OLDEST),
     Derived("reference_kl", "objective/kl", "/", "completions/mean_length", f"k1, {_PER_TOKEN}, signed", _TRL),
+)
+
+# Of the critic, which has a controller of its own while verl runs; a replay is of the policy's.
+VERL_CRITIC: tuple[Key, ...] = (
+    Key("critic/grad_norm", "grad_norm", _PRE_CLIP, _VERL),
+    Key("critic/vf_loss", "loss", "value loss", _VERL),
 )
 
 # Keys that mean this in these trainers, and in a log nobody knows what.
@@ -223,6 +230,12 @@ def of_trainer(classes: set[str]) -> tuple[tuple[Key, ...], tuple[Formula, ...]]
     """What a trainer reports while it runs, and what follows from it, by the names of its class and bases."""
     rows = tuple(key for key in (*KEYS, *IN_A_TRAINER) if classes.intersection(key.trainers))
     return rows, tuple(one for one in FORMULAS if classes.intersection(one.trainers))
+
+
+def of_verl() -> tuple[tuple[Key, ...], tuple[Derived, ...]]:
+    """What verl, or Search-R1's verl, says of the policy while it runs."""
+    rows = tuple(key for key in KEYS if key.host in (_VERL, _SEARCH_R1) and key.signal != "lr")
+    return rows, tuple(one for one in DERIVED if one.host == _VERL)
 
 
 def mapped(key: str, signal: str) -> Key:

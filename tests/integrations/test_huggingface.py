@@ -13,8 +13,8 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
 from transformers import Trainer, TrainerCallback
 
-from adaptive_warmup.integrations.driving import default_warmup_steps
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
+from adaptive_warmup.schedules import default_warmup_steps
 from tests.integrations.trainers import (
     FLAT,
     PEAK,

@@ -1,0 +1,102 @@
+"""Runs of verl on this machine's CPU, by its own command: two workers under Ray, a model of a few thousand weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from environment import ENVIRONMENT
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+PEAK, RAMP = 0.01, 4  # the lr of a worker's schedule, and the steps of its own warmup
+
+
+def make_model(folder: Path) -> Path:
+    """A Qwen2 of random weights with its tokenizer."""
+    words = {word: index for index, word in enumerate(["<pad>", "<eos>", "<unk>", *(f"w{n}" for n in range(61))])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")),
+        pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+    )  # fmt: skip
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_prompts(path: Path, count: int = 64) -> Path:
+    """Prompts as verl reads them."""
+    row = {"data_source": "none", "prompt": [{"role": "user", "content": "w0 w1 w2"}], "reward_model": {}}
+    lines = [json.dumps(row | {"extra_info": {"index": index}}) for index in range(count)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def settings(folder: Path, out: Path) -> dict[str, Any]:
+    """verl's, for a run as small as can be: 8 responses a step, two updates of each model on them."""
+    one = {"strategy": "fsdp2", "ppo_mini_batch_size": 4, "ppo_micro_batch_size_per_gpu": 4}
+    actor = {f"actor_rollout_ref.actor.{name}": value for name, value in one.items()}
+    critic = {f"critic.{name}": value for name, value in one.items()}
+    return actor | critic | {
+        "actor_rollout_ref.actor.use_torch_compile": False,
+        "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
+        "actor_rollout_ref.actor.optim.betas": "[0.0,0.0]",  # then an update moves each weight by the lr
+        "actor_rollout_ref.actor.optim.weight_decay": 0.0,
+        "actor_rollout_ref.actor.optim.lr": 0.01,
+        "actor_rollout_ref.model.path": folder / "model",
+        "actor_rollout_ref.model.enable_gradient_checkpointing": False,
+        "actor_rollout_ref.model.use_remove_padding": False,
+        "+actor_rollout_ref.model.override_config.attn_implementation": "eager",
+        "actor_rollout_ref.rollout.name": "vllm",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 4,
+        "+actor_rollout_ref.rollout.agent.agent_loop_manager_class": "on_cpu.RandomTokens",
+        "critic.optim.lr": 0.001,
+        "critic.optim.betas": "[0.0,0.0]",
+        "critic.optim.weight_decay": 0.0,
+        "critic.model.path": folder / "model",
+        "critic.model.enable_gradient_checkpointing": False,
+        "critic.model.use_remove_padding": False,
+        "+critic.model.override_config.attn_implementation": "eager",
+        "data.train_files": folder / "prompts.jsonl",
+        "data.val_files": folder / "prompts.jsonl",
+        "data.train_batch_size": 8,
+        "data.max_prompt_length": 8,
+        "data.max_response_length": 12,
+        "data.dataloader_num_workers": 0,
+        "reward.num_workers": 1,
+        "trainer.device": "cpu",
+        "trainer.nnodes": 1,
+        "trainer.n_gpus_per_node": 2,
+        "trainer.logger": "[file]",
+        "trainer.val_before_train": False,
+        "trainer.default_local_dir": out / "checkpoints",
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+        "ray_kwargs.ray_init.num_cpus": 16,
+        "+ray_kwargs.ray_init.num_gpus": 2,
+        "+ray_kwargs.ray_init.include_dashboard": False,
+    }  # fmt: skip
+
+
+def run(folder: Path, out: Path, **said: Any) -> list[dict[str, Any]]:
+    """Run `python -m verl.trainer.main_ppo`; what it logged, by step. Raises AssertionError with its output."""
+    out.mkdir(exist_ok=True)
+    options = {**settings(folder, out), **said}
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *(f"{name}={value}" for name, value in options.items())]
+    log = out / "metrics.jsonl"
+    environment = os.environ | ENVIRONMENT | {"VERL_FILE_LOGGER_PATH": str(log)}
+    with (out / "output.txt").open("w") as output:
+        code = subprocess.run(command, cwd=out, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
+    assert code.returncode == 0, (out / "output.txt").read_text()[-6000:]
+    return [json.loads(line)["data"] for line in log.read_text().splitlines()]
