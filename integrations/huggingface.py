@@ -49,6 +49,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
     The feedback law skips an update whose gradient is not finite. The state travels in `trainer_state.json`.
 
+    It decides after every step, on what that was like; under our `PPOTrainer`, whose RL steps may have several updates,
+    once for each RL step, so there the warmup's length is rounded up to RL steps.
+
     Args:
         warmup_steps: the nominal warmup. None: the Trainer's own `warmup_steps`, which this then replaces (its ramp is
             not applied on top); where that is 0, `default_warmup_steps(max_steps)`.
@@ -89,6 +92,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._log_to, self._log = log, cast("DecisionLog | None", None)
         self._waiting: list[dict[str, Any]] = []
         self._untap = ExitStack()
+        self._period = 1  # updates under one decision
         self._written: list[float] = []  # what we left in the param groups; empty while they hold the schedule's lrs
         self._loss: Any = None  # of the running step, unread
         self._grad_norm: Any = None
@@ -130,12 +134,14 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._metric_driven = wants_a_metric(schedule)
         # Noted in the groups for the schedules that do not; with them it is saved and loaded.
         self._peak = peak_lrs(schedule, [g.setdefault("initial_lr", float(g["lr"])) for g in optimizer.param_groups])[0]
+        trainer = calling_trainer(self)
+        self._period = getattr(trainer, "updates_per_rollout", 1)
         self.regulator = Regulator(self._config(args, state.max_steps))
         self._resume(state)
         if self._log_to is not None:
             self._log = DecisionLog.of(self._log_to, lr=self._peak)
             self._log.open(self.regulator.config)
-        self._attach(calling_trainer(self))
+        self._attach(trainer)
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Put our lr in place of the schedule's."""
@@ -169,8 +175,16 @@ class AdaptiveWarmupCallback(TrainerCallback):
             self._schedule._last_lr = used
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Decide on the next step's factor."""
-        used = self._used = self._regulator.decision
+        """Decide on the next step's factor, if the RL step is done."""
+        self._used = self._regulator.decision
+        if state.global_step % self._period == 0:
+            self._decide(self._used, state, control)
+        if self._metric_driven:
+            self._put_back()
+        else:
+            self._schedule._last_lr = self._lrs()  # also where no schedule stepped, after an overflow
+
+    def _decide(self, used: Decision, state: TrainerState, control: TrainerControl) -> None:
         if self._probe:
             self._probe.after(self._regulator)
         self._regulator.observe(loss=self._loss, grad_norm=self._grad_norm)
@@ -184,10 +198,6 @@ class AdaptiveWarmupCallback(TrainerCallback):
             _log.info("step %d, %s: %s", state.global_step, decision.phase, "; ".join(decision.reasons))
         if decision.stop:
             control.should_training_stop = True
-        if self._metric_driven:
-            self._put_back()
-        else:
-            self._schedule._last_lr = self._lrs()  # also where no schedule stepped, after an overflow
 
     def on_log(self, *args: Any, model: Any = None, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Take in what the trainer says in its training logs only; while it evaluates, its model is not training."""
@@ -212,7 +222,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
         ramp = built_in_warmup(self._schedule)
         theirs = ramp or args.get_warmup_steps(max_steps)
         ours = self._settings["warmup_steps"]
-        steps = ours or theirs or default_warmup_steps(max_steps)
+        updates = ours or theirs or default_warmup_steps(max_steps)
+        steps = math.ceil(updates / self._period)
         source = "the callback's setting" if ours else "the Trainer's warmup_steps" if theirs else "a tenth of the run"
         replaced = f"; replaces the Trainer's ramp of {ramp} steps" if ramp else ""
         _log.info("nominal warmup %d steps (%s)%s", steps, source, replaced)
@@ -224,7 +235,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         if saved and state.global_step:
             self._regulator.load_state_dict(saved)
         elif state.global_step:
-            self._regulator.restart(at=state.global_step)
+            self._regulator.restart(at=state.global_step // self._period)
             _log.info("the checkpoint has no adaptive_warmup state: going on from the nominal warmup")
         for signals in self._waiting:
             self._regulator.observe(**signals)
@@ -243,7 +254,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         tap(self._untap, trainer, "log", self._add_figures)
         tap(self._untap, trainer, "_save_checkpoint", self._save)
         self._probe = None
-        if self._choice and self._regulator.config.law != "linear":
+        if self._choice and self._regulator.config.law != "linear" and not self._reader.measures_kl:
             self._probe = TrainerProbe(self._choice, trainer, self._untap, "target_kl" not in self._settings)
 
     def _see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

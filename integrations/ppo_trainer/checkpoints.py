@@ -16,15 +16,20 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.utils import logging
 
+from adaptive_warmup.integrations.ppo_trainer.config import PPOConfig
 from adaptive_warmup.integrations.ppo_trainer.rl_step import RLStep
 
 VALUE_MODEL = "value_model.safetensors"
 _log = logging.get_logger(__name__)
 
 
-class Checkpoints(Trainer):  # type: ignore[misc]  # transformers has no types
+class Checkpoints(Trainer):
     """A Trainer whose model has a policy and a critic, and whose RL steps go on where a checkpoint left them."""
 
+    args: PPOConfig
+    model: Any  # a PolicyAndValue, but for the moments in which it is its policy
+    optimizer: Any
+    processing_class: Any
     rl_step: RLStep | None
     choices: torch.Generator
     tokens: torch.Generator

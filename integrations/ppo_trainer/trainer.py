@@ -214,16 +214,24 @@ class PPOTrainer(TwoParts):
             self._metrics["train"].clear()
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
         """Sample as in training, by random numbers of its own: the same in every evaluation."""
         self._evaluated, self._drawing = [], torch.Generator(self.args.device)
         self._drawing.manual_seed(self.args.seed + self.args.process_index)
-        found = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        found = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        metrics = cast("dict[str, float]", found.metrics)
         sizes = [size for size, _ in self._evaluated]
         for name in self._evaluated[0][1] if self._evaluated else ():
-            values = torch.stack([metrics[name] for _, metrics in self._evaluated]).tolist()
+            values = torch.stack([each[name] for _, each in self._evaluated]).tolist()
             mean = sum(size * value for size, value in zip(sizes, values, strict=True)) / sum(sizes)
-            found.metrics[f"{metric_key_prefix}_{name}"] = mean
+            metrics[f"{metric_key_prefix}_{name}"] = mean
         return found
 
     def prediction_step(
@@ -268,7 +276,7 @@ class PPOTrainer(TwoParts):
                 check_prompts(dataset, tokenizer, limit, args.max_completion_length)
 
 
-class _Measures(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+class _Measures(TrainerCallback):
     """Tells the trainer that an update is done, before other callbacks ask what it did."""
 
     def __init__(self, trainer: PPOTrainer) -> None:
