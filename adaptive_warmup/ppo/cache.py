@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer of transformers' `DynamicCache` that writes into memory laid out beforehand.
 
     A `DynamicLayer` copies all that it holds at every token, and a `StaticLayer` has attention read all of its room at
@@ -16,8 +16,8 @@ class RoomyLayer(DynamicLayer):
     """
 
     def __init__(self, begun: DynamicLayer, length: int) -> None:
-        super().__init__()
-        self.lazy_initialization(begun.keys, begun.values)
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(*_held(begun))
         self._room = [tensor.new_empty((*tensor.shape[:2], length, tensor.shape[3])) for tensor in _held(begun)]
         self.update(*_held(begun))
 
@@ -38,9 +38,9 @@ def make_room(cache: Any, length: int) -> None:
     """
     layers = getattr(cache, "layers", [])
     for i, layer in enumerate(layers):
-        if type(layer) is DynamicLayer and layer.is_initialized and layer.keys.dim() == 4:
+        if type(layer) is DynamicLayer and layer.is_initialized and _held(layer)[0].dim() == 4:
             layers[i] = RoomyLayer(layer, length)
 
 
 def _held(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
-    return layer.keys, layer.values
+    return cast(Tensor, layer.keys), cast(Tensor, layer.values)

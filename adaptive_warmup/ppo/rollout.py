@@ -71,8 +71,15 @@ def rollout(
     generator: torch.Generator,
 ) -> Rollout:
     """`sample_episodes`, scored by the environment."""
-    limits = {"max_response_tokens": max_response_tokens, "temperature": temperature}
-    episodes = sample_episodes(policy, tokenizer, environment, problems, **limits, generator=generator)
+    episodes = sample_episodes(
+        policy,
+        tokenizer,
+        environment,
+        problems,
+        max_response_tokens=max_response_tokens,
+        temperature=temperature,
+        generator=generator,
+    )
     pairs = zip(episodes.problems, episodes.responses, strict=True)
     return episodes.scored([environment.score(problem, response) for problem, response in pairs])
 

@@ -140,10 +140,10 @@ def rollout_metrics(config: PPOConfig, scores_B: Tensor, batch: Batch, total: To
 def _logprobs(
     policy: LanguageModel, inputs: tuple[Tensor, Tensor], length: int, temperature: float, rows: int | None
 ) -> Tensor:
-    return _in_parts(rows, lambda *part: response_logprobs(policy, *part, length, temperature), *inputs)
+    return _in_parts(rows, lambda ids, mask: response_logprobs(policy, ids, mask, length, temperature), *inputs)
 
 
 def _in_parts(rows: int | None, function: Callable[[Tensor, Tensor], Tensor], *inputs: Tensor) -> Tensor:
     """`function` of so many rows at a time: the logits of all of them at once may not fit."""
-    parts = zip(*(tensor.split(rows or len(tensor)) for tensor in inputs), strict=True)
+    parts = zip(*(torch.split(tensor, rows or len(tensor)) for tensor in inputs), strict=True)
     return torch.cat([function(*part) for part in parts])

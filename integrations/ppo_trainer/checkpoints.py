@@ -45,7 +45,7 @@ class Checkpoints(Trainer):
             self.model = whole
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         critic = self.model.critic.state_dict() if state_dict is None else _part("critic.", state_dict)
         with self._as_policy():
             super()._save(str(folder), None if state_dict is None else _part("policy.", state_dict))
@@ -66,7 +66,7 @@ class Checkpoints(Trainer):
             return
         with self._as_policy():
             super()._load_best_model()
-        self._load_critic(self.state.best_model_checkpoint)
+        self._load_critic(str(self.state.best_model_checkpoint))
 
     def _load_critic(self, folder: str) -> None:
         path = Path(folder) / VALUE_MODEL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
@@ -92,10 +92,10 @@ class PPOConfig(TrainingArguments):
         default=None, metadata=_says("Arguments of from_pretrained, where models are given by name or path.")
     )
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.remove_unused_columns = False  # they are for the reward functions
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # each has its part in the losses

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers.training_args import ParallelMode
 
 from adaptive_warmup.integrations.ppo_trainer.checkpoints import Checkpoints
+from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue
 
 
 class TwoParts(Checkpoints):
@@ -19,9 +20,10 @@ class TwoParts(Checkpoints):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's, with the critic's parameters in groups of their own, the last ones, at their own lr."""
         made = self.optimizer is None
-        optimizer = cast(torch.optim.Optimizer, super().create_optimizer(model))
+        optimizer = super().create_optimizer(model)
         if made:
-            critic = {id(p) for p in (self.model if model is None else model).critic.parameters()}
+            whole = cast(PolicyAndValue, self.model if model is None else model)
+            critic = {id(p) for p in whole.critic.parameters()}
             for group in list(optimizer.param_groups):
                 theirs = [p for p in group["params"] if id(p) in critic]
                 group["params"] = [p for p in group["params"] if id(p) not in critic]
@@ -29,12 +31,14 @@ class TwoParts(Checkpoints):
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        return super()._clip_grad_norm(model) if self.is_deepspeed_enabled else self._clip(self.args.max_grad_norm)
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        return self._clip(self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if grad_norm is None and not self.is_deepspeed_enabled:
             return self._clip(math.inf)
-        return super()._get_grad_norm(model, grad_norm)
+        return super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
 
     def _clip(self, limit: float) -> Tensor:
         """The norm of the policy's gradient; where one is not finite, there will be no update."""

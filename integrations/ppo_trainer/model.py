@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available
 
 from adaptive_warmup.ppo.model import ActorCritic, LanguageModel, ValueHead, ValueModel
 

@@ -9,29 +9,25 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from adaptive_warmup.integrations.ppo_trainer.config import PPOConfig
-from adaptive_warmup.integrations.ppo_trainer.gradients import TwoParts
 from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue, make_critic, make_policy, make_reference
-from adaptive_warmup.integrations.ppo_trainer.prompts import RolloutSampler, check_dataset, check_prompts, problem
+from adaptive_warmup.integrations.ppo_trainer.prompts import RolloutSampler, check_dataset, check_prompts
 from adaptive_warmup.integrations.ppo_trainer.rewards import RewardFunction, Scores
 from adaptive_warmup.integrations.ppo_trainer.rl_step import RLStep
+from adaptive_warmup.integrations.ppo_trainer.rollouts import RolloutTrainer
 from adaptive_warmup.ppo.environment import Environment
 from adaptive_warmup.ppo.model import ValueHead, ValueModel
-from adaptive_warmup.ppo.rollout import Rollout, sample_episodes
-from adaptive_warmup.ppo.update import Batch, assess, mini_batch_losses, policy_kl, rollout_metrics
-
-_EVALUATED = ("objective/", "response_length", "policy/reference_kl")
+from adaptive_warmup.ppo.update import mini_batch_losses, policy_kl
 
 
-class PPOTrainer(TwoParts):
+class PPOTrainer(RolloutTrainer):
     """PPO for language models (Schulman et al. 2017, with a KL penalty to a reference), as a `transformers.Trainer`.
 
         trainer = PPOTrainer("name/or/path", PPOConfig(...), reward_funcs=reward, train_dataset=prompts)
@@ -83,7 +79,6 @@ class PPOTrainer(TwoParts):
         args = PPOConfig() if args is None else args
         init = cast("dict[str, Any]", args.model_init_kwargs or {})
         self.scores = Scores(reward_funcs, environment, args.reward_weights, args.missing_eos_penalty)
-        self._column = None if environment is None else "answer"
         policy = make_policy(model, init, peft_config)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config._name_or_path)
         _check_tokenizer(tokenizer)
@@ -96,7 +91,7 @@ class PPOTrainer(TwoParts):
         super().__init__(
             PolicyAndValue(policy, critic, args.temperature),
             args,
-            data_collator=list,
+            data_collator=_as_they_are,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -109,13 +104,12 @@ class PPOTrainer(TwoParts):
         seed = int(torch.randint(2**31, (), generator=self.choices))
         self.tokens = torch.Generator(args.device).manual_seed(seed)
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
-        self._evaluated: list[tuple[int, dict[str, Tensor]]] = []
         self._since = time.perf_counter()
 
     @property
     def updates_per_rollout(self) -> int:
         """Optimizer updates, which are the Trainer's steps, in an RL step."""
-        return cast(int, self.args.updates_per_rollout)
+        return self.args.updates_per_rollout
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As any Trainer's; begins with a rollout, or within one where a checkpoint was saved there."""
@@ -125,23 +119,22 @@ class PPOTrainer(TwoParts):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The rows of a whole rollout for each of its micro-batches."""
-        return cast(
-            "DataLoader[Any]",
-            self._get_dataloader(
-                self.train_dataset, "Training", self.args.local_episodes, self._get_train_sampler, is_training=True
-            ),
+        if self.train_dataset is None:
+            raise ValueError("there is no train_dataset: give PPOTrainer one, of prompts")
+        return self._get_dataloader(
+            cast(Any, self.train_dataset), "Training", self.args.local_episodes, self._get_train_sampler, True
         )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RolloutSampler:
         def epoch(rollouts: int) -> int:
-            return cast(int, self.state.global_step // (rollouts * self.updates_per_rollout))
+            return self.state.global_step // (rollouts * self.updates_per_rollout)
 
-        rows = len(self.train_dataset if train_dataset is None else train_dataset)
+        rows = len(cast(Any, self.train_dataset if train_dataset is None else train_dataset))
         repeats = self.updates_per_rollout * self.args.gradient_accumulation_steps
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         return RolloutSampler(rows, self.algorithm.batch_size, repeats, seed, epoch)
 
-    def _prepare_inputs(self, inputs: list[Any]) -> dict[str, Any]:
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
         if self.rl_step is None:
             self.rl_step = self._begin(inputs)
         batch, weight = self.rl_step.next()
@@ -155,7 +148,8 @@ class PPOTrainer(TwoParts):
         policy_loss, value_loss, metrics = mini_batch_losses(self.algorithm, cast(PolicyAndValue, model), batch)
         cast(RLStep, self.rl_step).add(metrics, weight)
         # Gradients are averaged over the processes, and the weights add up to 1 over all of them.
-        return (policy_loss + self.args.vf_coef * value_loss) * weight * self.processes
+        share: Tensor = weight * self.processes
+        return share * (policy_loss + self.args.vf_coef * value_loss)
 
     def _begin(self, rows: Sequence[Any]) -> RLStep:
         rollout, rewards = self._rollout(rows, self.tokens)
@@ -165,25 +159,6 @@ class PPOTrainer(TwoParts):
             report[f"rewards/{name}/mean"] = total / count
         accumulation = self.args.gradient_accumulation_steps
         return RLStep.begin(self.algorithm, batch, accumulation, report, self.choices, self._total)
-
-    def _rollout(self, rows: Sequence[Any], generator: torch.Generator) -> tuple[Rollout, dict[str, list[float]]]:
-        with self._still():
-            episodes = sample_episodes(
-                self.model.policy,
-                self.processing_class,
-                self.scores.environment,
-                [problem(row, self.processing_class, self._column) for row in rows],
-                max_response_tokens=self.algorithm.max_response_tokens,
-                temperature=self.algorithm.temperature,
-                generator=generator,
-            )
-        scores, rewards = self.scores(episodes, self.state)
-        return episodes.scored(scores), rewards
-
-    def _assess(self, rollout: Rollout) -> tuple[Batch, dict[str, Tensor]]:
-        with self._still():
-            batch = assess(self.algorithm, self.model, self.reference, rollout, self._rows, self._total)
-        return batch, rollout_metrics(self.algorithm, rollout.scores_B, batch, self._total)
 
     def after_update(self) -> None:
         """After the last update of an RL step: measure what it did, and report it."""
@@ -214,58 +189,6 @@ class PPOTrainer(TwoParts):
             self._metrics["train"].clear()
         super().log(logs, start_time)
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
-        """Sample as in training, by random numbers of its own: the same in every evaluation."""
-        self._evaluated, self._drawing = [], torch.Generator(self.args.device)
-        self._drawing.manual_seed(self.args.seed + self.args.process_index)
-        found = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        metrics = cast("dict[str, float]", found.metrics)
-        sizes = [size for size, _ in self._evaluated]
-        for name in self._evaluated[0][1] if self._evaluated else ():
-            values = torch.stack([each[name] for _, each in self._evaluated]).tolist()
-            mean = sum(size * value for size, value in zip(sizes, values, strict=True)) / sum(sizes)
-            metrics[f"{metric_key_prefix}_{name}"] = mean
-        return found
-
-    def prediction_step(
-        self, model: nn.Module, inputs: list[Any], *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, None, None]:
-        """The loss of an evaluation: minus what is to be had, score and KL reward."""
-        rollout, _ = self._rollout(inputs, self._drawing)
-        _, metrics = self._assess(rollout)
-        self._evaluated.append((len(inputs), {k: v for k, v in metrics.items() if k.startswith(_EVALUATED)}))
-        return -metrics["objective/rlhf_reward"], None, None
-
-    @property
-    def _rows(self) -> int:
-        """Episodes in one forward without gradients."""
-        return cast(int, self.args.local_rollout_forward_batch_size or self.args.per_device_train_batch_size)
-
-    @contextmanager
-    def _still(self) -> Iterator[None]:
-        """As in an update, but for the gradients."""
-        training = self.model.training
-        self.model.train(False)
-        try:
-            with torch.no_grad(), self.accelerator.autocast():
-                yield
-        finally:
-            self.model.train(training)
-
-    def _total(self, sums: Tensor) -> Tensor:
-        """Added up over the processes."""
-        if self.processes > 1:
-            sums = sums.clone()
-            distributed.all_reduce(sums)
-        return sums
-
     @staticmethod
     def _check_data(policy: Any, tokenizer: Any, args: PPOConfig, train_dataset: Any, eval_dataset: Any) -> None:
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
@@ -285,6 +208,10 @@ class _Measures(TrainerCallback):
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The optimizer has stepped, the lr has not."""
         self.trainer.after_update()
+
+
+def _as_they_are(rows: list[Any]) -> Any:
+    return rows
 
 
 def _check_tokenizer(tokenizer: Any) -> None:
