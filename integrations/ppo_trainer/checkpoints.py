@@ -75,9 +75,9 @@ class Checkpoints(Trainer):
         self.model.critic.load_state_dict(load_file(path))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The policy's."""
+        """The policy's, tagged as made by PPO."""
         with self._as_policy():
-            super().create_model_card(*args, **kwargs)
+            super().create_model_card(*args, **{"tags": ["ppo", "adaptive-warmup"], **kwargs})
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

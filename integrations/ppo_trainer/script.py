@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from datasets import load_dataset
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _options(argv: Sequence[str]) -> tuple[RunArguments, PPOConfig]:
-    parser = HfArgumentParser((RunArguments, PPOConfig), prog="adaptive-warmup train")
+    parser = HfArgumentParser(cast(Any, (RunArguments, PPOConfig)), prog="adaptive-warmup train")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     path = first.parse_known_args(list(argv))[0].config
@@ -135,7 +135,7 @@ def _text(completion: Any) -> str:
 
 
 def _callbacks(run: RunArguments, args: PPOConfig) -> list[Any]:
-    settings = {} if run.target_kl is None else {"target_kl": run.target_kl}
+    settings: dict[str, Any] = {} if run.target_kl is None else {"target_kl": run.target_kl}
     log = Path(str(args.output_dir)) / "decisions.jsonl"
     return [AdaptiveWarmupCallback(log=log, **settings)] if run.adaptive_warmup else []
 

@@ -57,7 +57,6 @@ class PPOTrainer(RolloutTrainer):
         ValueError, TypeError: what is missing, or does not fit, with the remedy.
     """
 
-    _tag_names = ("ppo", "adaptive-warmup")
     loss_is_scaled_for_ga = True
 
     def __init__(

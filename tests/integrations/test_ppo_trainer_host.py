@@ -103,7 +103,7 @@ def test_evaluation_repeats_itself_and_disturbs_nothing(tmp_path: Path) -> None:
     for trainer in (evaluated, undisturbed):
         trainer.train()
     assert same(weights(evaluated), weights(undisturbed))
-    assert len(logged(evaluated, "eval_few_loss")) == 4
+    assert len(logged(evaluated, "eval_few_loss")) == 2
 
 
 def test_one_decision_for_each_rl_step(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_one_decision_for_each_rl_step(tmp_path: Path) -> None:
 def test_tensorboard_has_the_metrics(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = make(tmp_path, report_to=["tensorboard"], logging_dir=str(tmp_path / "logs"))
+    trainer = make(tmp_path, report_to=["tensorboard"])
     trainer.train()
     folder = next(tmp_path.rglob("events.out*")).parent
     events = EventAccumulator(str(folder))
@@ -230,8 +230,11 @@ DDP = """
 import sys, json
 import torch
 from tests.integrations.ppo_trainers import Letters, make, logged
+from tests.integrations.trl_trainers import saved
+
 torch.set_num_threads(1)
-size = 16 // int(__import__("os").environ.get("WORLD_SIZE", 1))
+saved()  # before the processes know of each other: then only the first would save
+size = 8
 trainer = make(sys.argv[1], parts={"environment": Letters()}, max_steps=4, num_mini_batches=2,
     per_device_train_batch_size=size // 2, gradient_accumulation_steps=1, max_completion_length=12,
     save_strategy="steps", save_steps=3)
@@ -273,7 +276,7 @@ def test_two_processes_train_one_model_and_resume_to_the_bit(tmp_path: Path) -> 
         ({}, {"cliprange": -1.0}, r"cliprange=-1.0: give a positive, finite number"),
         ({}, {"num_ppo_epochs": 0}, r"num_ppo_epochs=0: give a count of 1 or more"),
         ({}, {"vf_coef": -0.1}, r"vf_coef=-0.1: give a finite number, 0 or more"),
-        ({}, {"max_completion_length": 60}, r"the prompt of row 0 has \d+ tokens, which with max_completion_length=60"),
+        ({}, {"max_completion_length": 63}, r"the prompt of row 0 has \d+ tokens, which with max_completion_length=63"),
     ],
 )
 def test_bad_input_is_named_with_its_remedy(tmp_path: Path, parts: Any, arguments: Any, words: str) -> None:
