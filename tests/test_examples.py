@@ -79,9 +79,9 @@ def test_sft_finds_its_ceiling(tmp_path: Path) -> None:
     assert_measured(tmp_path, "training_probe")
 
 
-@pytest.mark.parametrize("name", ["ppo.py", "ppo_lora.py"])
-def test_ppo_finds_its_ceiling_on_the_kl_that_it_reports(tmp_path: Path, name: str) -> None:
-    done = run(name, tmp_path, "--steps", 24, "--lr", 0.1)
+@pytest.mark.parametrize(("name", "lr"), [("ppo.py", 0.1), ("ppo_lora.py", 1.0)])
+def test_ppo_finds_its_ceiling_on_the_kl_that_it_reports(tmp_path: Path, name: str, lr: float) -> None:
+    done = run(name, tmp_path, "--steps", 24, "--lr", lr)
     factors = done.logged("adaptive_warmup/factor")
     assert factors[-1] < 0.9
     assert "kl (policy/kl)" in done.said
@@ -95,6 +95,6 @@ def assert_measured(folder: Path, source: str) -> Run:
     log = read_log(folder / "decisions.jsonl")
     measured = [step for step in log.steps if "kl" in step["signals"]]
     assert measured
-    assert {step["signals"]["kl_source"] for step in measured} == {source}
+    assert {step["signals"].get("kl_source", "post_update") for step in measured} == {source}
     assert all("x target" in " ".join(step["reasons"]) for step in measured)
     return log

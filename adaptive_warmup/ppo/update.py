@@ -30,8 +30,8 @@ class Batch(NamedTuple):
     advantages_BT: Tensor
     returns_BT: Tensor
 
-    def rows(self, index: Tensor) -> Batch:
-        """A mini-batch: the episodes at `index`."""
+    def rows(self, index: Tensor | slice) -> Batch:
+        """The episodes at `index`, such as a mini-batch."""
         return Batch(*(tensor[index] for tensor in self))
 
 
@@ -105,7 +105,7 @@ def mini_batch_losses(config: PPOConfig, model: ActorCritic, batch: Batch) -> tu
 def policy_kl(
     config: PPOConfig, policy: LanguageModel, batch: Batch, rows: int | None = None, total: Total = own
 ) -> Tensor:
-    """The step's policy KL: call it after the last mini-batch. One forward over the rollout."""
+    """The step's policy KL: call it after the last mini-batch. One forward over the batch."""
     mask_BT = batch.response_mask_BT
     inputs = batch.token_ids_BS, batch.attention_mask_BS
     after_BT = _logprobs(policy, inputs, mask_BT.shape[1], config.temperature, rows)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
@@ -96,10 +97,11 @@ class Checkpoints(Trainer):
         if not path.exists():
             _log.warning("%s is missing: this process goes on with a new rollout and new random numbers", path)
             return
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-        self.choices.set_state(state["choices"].cpu())  # a map_location moves generator states too
-        self.tokens.set_state(state["tokens"].cpu())
-        self.rl_step = RLStep.from_state(state["rl_step"]) if state["rl_step"] else None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.choices.set_state(state["choices"])
+        self.tokens.set_state(state["tokens"])
+        begun = send_to_device(state["rl_step"], self.accelerator.device)
+        self.rl_step = RLStep.from_state(begun) if begun else None
 
     def _rl_state(self, folder: str) -> Path:
         return Path(folder) / f"rl_state_{self.args.process_index}.pt"

@@ -83,7 +83,9 @@ class PPOConfig(TrainingArguments):
     entropy_coef: float = field(default=0.0, metadata=_says("Weight of the entropy bonus."))
     measure_kl: bool = field(
         default=True,
-        metadata=_says("Measure how far the RL step moved the policy: one more forward of it over the rollout."),
+        metadata=_says(
+            "Measure how far the RL step moved the policy: a forward over a quarter of it, at least 16 episodes."
+        ),
     )
     local_rollout_forward_batch_size: int | None = field(
         default=None, metadata=_says("Episodes in one forward without gradients; None: per_device_train_batch_size.")

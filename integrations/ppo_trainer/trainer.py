@@ -26,6 +26,8 @@ from adaptive_warmup.ppo.environment import Environment
 from adaptive_warmup.ppo.model import ValueHead, ValueModel
 from adaptive_warmup.ppo.update import mini_batch_losses, policy_kl
 
+_LEAST = 16  # episodes to measure the policy KL on, where there are as many
+
 
 class PPOTrainer(RolloutTrainer):
     """PPO for language models (Schulman et al. 2017, with a KL penalty to a reference), as a `transformers.Trainer`.
@@ -167,8 +169,8 @@ class PPOTrainer(RolloutTrainer):
         metrics = step.averages(self._total) | step.report
         if self.args.measure_kl:
             with self._still():
-                policy = self.model.policy
-                metrics["policy/kl"] = policy_kl(self.algorithm, policy, step.batch, self._rows, self._total)
+                some = step.batch.rows(slice(max(_LEAST, len(step.batch.returns_BT) // 4)))  # they are in random order
+                metrics["policy/kl"] = policy_kl(self.algorithm, self.model.policy, some, self._rows, self._total)
         values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one read for all of them
         for name, value in (*zip(metrics, values, strict=True), *self._pace()):
             self._metrics["train"][name].append(value)
@@ -185,8 +187,9 @@ class PPOTrainer(RolloutTrainer):
         """With the logs of training, the means over the RL steps since the last one."""
         if "loss" in logs:
             logs |= {name: sum(values) / len(values) for name, values in self._metrics["train"].items()}
-            self._metrics["train"].clear()
         super().log(logs, start_time)
+        if "loss" in logs:  # after the callbacks have seen what was gathered by itself
+            self._metrics["train"].clear()
 
     @staticmethod
     def _check_data(policy: Any, tokenizer: Any, args: PPOConfig, train_dataset: Any, eval_dataset: Any) -> None:

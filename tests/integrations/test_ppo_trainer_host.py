@@ -121,7 +121,7 @@ def test_one_decision_for_each_rl_step(tmp_path: Path) -> None:
     assert warmup.regulator.config.warmup_steps == 4  # RL steps of 4 updates each
     assert [step["signals"]["kl"] for step in log.steps] == logged(trainer, "policy/kl")
     assert [step["signals"]["kl_reward"] for step in log.steps] == logged(trainer, "objective/non_score_reward")
-    assert all(step["signals"]["kl_source"] == "post_update" for step in log.steps)
+    assert not any("kl_source" in step["signals"] for step in log.steps)  # it is the usual one, post_update
     assert len(logged(trainer, "adaptive_warmup/factor")) == 12
     assert [len(set(rates[i : i + 4])) for i in (0, 4, 8)] == [1, 1, 1]
     assert rates[0] == pytest.approx(1e-2 / 4)
