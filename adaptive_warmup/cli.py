@@ -15,7 +15,12 @@ from adaptive_warmup.commands.arguments import told
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 done with findings, 2 bad usage or input, 130 interrupted."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "rest"):  # a command whose options are declared where they are heavy to import
+        arguments.rest = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.getLogger("adaptive_warmup").addHandler(logging.StreamHandler())  # ours only: others' words are theirs
     try:
         return int(arguments.run(arguments))

@@ -40,6 +40,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
     The feedback law skips an update whose gradient is not finite. The state travels in `trainer_state.json`.
 
+    It decides after every step, on what that was like; under our `PPOTrainer`, whose RL steps may have several updates,
+    once for each RL step, so there the warmup's length is rounded up to RL steps.
+
     Args:
         warmup_steps: the nominal warmup. None: the Trainer's own `warmup_steps`, which this then replaces (its ramp is
             not applied on top); where that is 0, a tenth of the run, from 10 to 1000 steps.
@@ -79,6 +82,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._log_to, self._log = log, cast("DecisionLog | None", None)
         self._waiting: list[dict[str, Any]] = []
         self._untap = ExitStack()
+        self._period = 1  # updates under one decision
         self._lrs: DrivenLrs  # from the begin of training on, as the regulator
         self._loss: Any = None  # of the running step, unread
         self._grad_norm: Any = None
@@ -117,9 +121,12 @@ class AdaptiveWarmupCallback(TrainerCallback):
             raise ValueError("AdaptiveWarmupCallback needs an optimizer and an lr schedule: let the Trainer make both.")
         self.on_epoch_end()  # what an exception in an earlier run may have left
         self._lrs = DrivenLrs(optimizer, schedule)
-        steps = nominal_warmup(self._settings["warmup_steps"], self._lrs.schedule, args, state.max_steps)
+        trainer = calling_trainer(self)
+        self._period = getattr(trainer, "updates_per_rollout", 1)
+        updates = nominal_warmup(self._settings["warmup_steps"], self._lrs.schedule, args, state.max_steps)
+        steps = math.ceil(updates / self._period)
         self.regulator = Regulator(Config(**{**self._settings, "warmup_steps": steps}))
-        self._attach(calling_trainer(self))
+        self._attach(trainer)
         self._resume(state)
         if self._log_to is not None:
             self._log = DecisionLog.of(self._log_to, lr=self._lrs.peak)
@@ -152,8 +159,13 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._lrs.used()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Decide on the next step's factor."""
-        used = self._used = self._regulator.decision
+        """Decide on the next step's factor, if the RL step is done."""
+        self._used = self._regulator.decision
+        if state.global_step % self._period == 0:
+            self._decide(self._used, state, control)
+        self._lrs.end()
+
+    def _decide(self, used: Decision, state: TrainerState, control: TrainerControl) -> None:
         if self._probe:
             self._probe.after(self._regulator)
         self._regulator.observe(loss=self._loss, grad_norm=self._grad_norm)
@@ -167,7 +179,6 @@ class AdaptiveWarmupCallback(TrainerCallback):
             _log.info("step %d, %s: %s", state.global_step, decision.phase, "; ".join(decision.reasons))
         if decision.stop:
             control.should_training_stop = True
-        self._lrs.end()
 
     def on_log(self, *args: Any, model: Any = None, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Take in what the trainer says in its training logs only; while it evaluates, its model is not training."""
@@ -197,7 +208,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
             if self._probe:
                 self._probe.resume(probed)
         elif state.global_step:
-            self._regulator.restart(at=state.global_step)
+            self._regulator.restart(at=state.global_step // self._period)
             _log.info("the checkpoint has no adaptive_warmup state: going on from the nominal warmup")
         for signals in self._waiting:
             self._regulator.observe(**signals)
@@ -217,7 +228,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         tap(self._untap, trainer, "log", self._add_figures)
         tap(self._untap, trainer, "_save_checkpoint", self._save)
         self._probe = None
-        if self._choice and self._regulator.config.law != "linear":
+        if self._choice and self._regulator.config.law != "linear" and not self._reader.measures_kl:
             self._probe = TrainerProbe(self._choice, trainer, self._untap, "target_kl" not in self._settings)
 
     def _see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

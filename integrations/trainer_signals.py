@@ -30,13 +30,19 @@ class TrainerSignals:
     """
 
     def __init__(self, mine: Sequence[Key], trainer: Any = None) -> None:
-        classes = {one.__name__ for one in type(trainer).__mro__ if one.__module__.split(".")[0] == "trl"}
+        ours_too = ("trl", "adaptive_warmup")
+        classes = {one.__name__ for one in type(trainer).__mro__ if one.__module__.split(".")[0] in ours_too}
         rows, self._formulas = of_trainer(classes)
         self._rows = (*mine, *rows)
         self._trainer = trainer
         self._marks: dict[str, tuple[list[Any], int]] = {}
         self._listed: set[str] = set()
         self.sources: dict[str, str] = {}
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether the trainer measures by itself how far it moved the policy, after its updates."""
+        return any(row.signal == "kl" and row.source == "post_update" and row.trainers for row in self._rows)
 
     def begin(self) -> None:
         """A step begins: what is in the lists now is of earlier ones."""

@@ -41,7 +41,7 @@ def run(name: str, folder: Path, *options: Any) -> Done:
 
 def test_these_are_all() -> None:
     scripts = {path.name for path in EXAMPLES.glob("*.py")} - {"common.py"}
-    assert scripts == {"grpo.py", "rloo.py", "sft.py"}
+    assert scripts == {"grpo.py", "ppo.py", "ppo_lora.py", "rloo.py", "sft.py"}
 
 
 def test_grpo_finds_its_ceiling(tmp_path: Path) -> None:
@@ -79,11 +79,22 @@ def test_sft_finds_its_ceiling(tmp_path: Path) -> None:
     assert_measured(tmp_path, "training_probe")
 
 
+@pytest.mark.parametrize(("name", "lr"), [("ppo.py", 0.1), ("ppo_lora.py", 1.0)])
+def test_ppo_finds_its_ceiling_on_the_kl_that_it_reports(tmp_path: Path, name: str, lr: float) -> None:
+    done = run(name, tmp_path, "--steps", 24, "--lr", lr)
+    factors = done.logged("adaptive_warmup/factor")
+    assert factors[-1] < 0.9
+    assert "kl (policy/kl)" in done.said
+    assert "kl_reward (objective/non_score_reward)" in done.said
+    log = assert_measured(tmp_path, "post_update")
+    assert len(log.steps) == (12 if name == "ppo.py" else 24)  # RL steps
+
+
 def assert_measured(folder: Path, source: str) -> Run:
     """The decision log has KLs of the probe, and decisions that follow from them."""
     log = read_log(folder / "decisions.jsonl")
     measured = [step for step in log.steps if "kl" in step["signals"]]
     assert measured
-    assert {step["signals"]["kl_source"] for step in measured} == {source}
+    assert {step["signals"].get("kl_source", "post_update") for step in measured} == {source}
     assert all("x target" in " ".join(step["reasons"]) for step in measured)
     return log

@@ -5,6 +5,6 @@ What a command needs is imported when it runs, so that `--help` is quick.
 
 from __future__ import annotations
 
-from adaptive_warmup.commands import advise, demo, replay, report, watch
+from adaptive_warmup.commands import advise, demo, replay, report, train, watch
 
-COMMANDS = (advise, demo, replay, report, watch)
+COMMANDS = (advise, demo, train, replay, report, watch)

@@ -9,11 +9,11 @@ from typing import TypeAlias
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def needs(*packages: str) -> None:
+def needs(*packages: str, extra: str = "demo") -> None:
     """Raise ImportError with what to install if any of the optional packages is missing."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"this needs {', '.join(missing)}: pip install 'adaptive-warmup[demo]'.")
+        raise ImportError(f"this needs {', '.join(missing)}: pip install 'adaptive-warmup[{extra}]'.")
 
 
 def positive(text: str) -> float:

@@ -21,8 +21,8 @@ from adaptive_warmup.ppo.losses import (
 )
 from adaptive_warmup.ppo.metrics import METRICS
 from adaptive_warmup.ppo.model import ActorCritic, Prediction, ValueHead, ValueModel, response_logprobs
-from adaptive_warmup.ppo.rollout import Rollout, rollout
-from adaptive_warmup.ppo.update import Batch, assess, mini_batch_losses, rollout_metrics
+from adaptive_warmup.ppo.rollout import Episodes, Rollout, rollout, sample_episodes
+from adaptive_warmup.ppo.update import Batch, assess, mini_batch_losses, mini_batches, policy_kl, rollout_metrics
 
 __all__ = [
     "METRICS",
@@ -30,6 +30,7 @@ __all__ = [
     "ActorCritic",
     "Batch",
     "Environment",
+    "Episodes",
     "PPOConfig",
     "Prediction",
     "Problem",
@@ -47,10 +48,13 @@ __all__ = [
     "kl_penalised_rewards",
     "masked_mean",
     "mini_batch_losses",
+    "mini_batches",
+    "policy_kl",
     "policy_loss",
     "response_logprobs",
     "rollout",
     "rollout_metrics",
+    "sample_episodes",
     "value_loss",
     "whiten",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adaptive_warmup.ppo.losses import k1, masked_mean
+from adaptive_warmup.ppo.losses import Total, k1, masked_mean, own
 
 
 def last_response_token(response_mask_BT: Tensor) -> Tensor:
@@ -56,8 +56,13 @@ def gae(
     return advantages_BT, advantages_BT + values_BT.where(response_mask_BT, 0.0)
 
 
-def whiten(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """`values_BT` shifted and scaled to mean 0 and variance 1 over the mask; zero off it, and all zero if constant."""
-    centred_BT = values_BT - masked_mean(values_BT, mask_BT)
-    variance = masked_mean(centred_BT.square(), mask_BT)
-    return (centred_BT * (variance + 1e-8).rsqrt()).where(mask_BT, 0.0)
+def whiten(values_BT: Tensor, mask_BT: Tensor, total: Total = own, shift: bool = True) -> Tensor:
+    """`values_BT` shifted and scaled to mean 0 and variance 1 over the mask; zero off it, and all zero if constant.
+
+    Without `shift` the mean stays what it was.
+    """
+    mean = masked_mean(values_BT, mask_BT, total)
+    centred_BT = values_BT - mean
+    variance = masked_mean(centred_BT.square(), mask_BT, total)
+    scaled_BT = centred_BT * (variance + 1e-8).rsqrt()
+    return (scaled_BT if shift else scaled_BT + mean).where(mask_BT, 0.0)

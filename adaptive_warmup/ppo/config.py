@@ -23,6 +23,7 @@ class PPOConfig:
         kl_in: "reward" (k1 per token, Search-R1's choice) or "loss" (k3, mean over response tokens).
         gamma: discount per response token.
         lam: lambda of GAE.
+        whiten_rewards: scale the rewards of all tokens, the KL's part included, to variance 1 over the batch.
         entropy_coef: weight of the entropy bonus in the policy loss.
         max_grad_norm: L2 norm to which policy and value gradients are clipped, each by itself.
         betas: AdamW's.
@@ -46,6 +47,7 @@ class PPOConfig:
     kl_in: Literal["reward", "loss"] = "reward"
     gamma: float = 1.0
     lam: float = 1.0
+    whiten_rewards: bool = False
     entropy_coef: float = 0.0
     max_grad_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)

@@ -21,7 +21,7 @@ from adaptive_warmup.ppo.config import PPOConfig
 from adaptive_warmup.ppo.environment import Environment, Problem, Split
 from adaptive_warmup.ppo.model import ActorCritic, ValueHead, ValueModel
 from adaptive_warmup.ppo.rollout import Rollout, rollout
-from adaptive_warmup.ppo.update import Batch, assess, mini_batch_losses, rollout_metrics
+from adaptive_warmup.ppo.update import Batch, assess, mini_batch_losses, mini_batches, policy_kl, rollout_metrics
 
 POLICY, VALUE = 0, 1  # the optimizer's parameter groups
 
@@ -94,8 +94,10 @@ class PPO:
         problems = self.environment.sample(config.batch_size, _draw_seed(self.choices))
         episodes = self._rollout(problems, self.tokens)
         batch = assess(config, self.model, self.reference, episodes)
-        updates = [self._update(batch.rows(index)) for index in self._mini_batches()]
-        metrics = _average(updates) | rollout_metrics(config, self.policy, episodes, batch)
+        parts = mini_batches(config, config.batch_size, self.choices)
+        updates = [self._update(batch.rows(index.to(self.policy.device))) for index in parts]
+        moved = {"policy/kl": policy_kl(config, self.policy, batch)}
+        metrics = _average(updates) | moved | rollout_metrics(config, episodes.scores_B, batch)
         values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one read for all of them
         report = dict(zip(metrics, values, strict=True)) | {name: float(rate) for name, rate in rates.items()}
         self._tell_scheduler(report)
@@ -145,12 +147,6 @@ class PPO:
             temperature=self.config.temperature,
             generator=generator,
         )
-
-    def _mini_batches(self) -> Iterator[Tensor]:
-        """Indices of the episodes of each update: every episode once per epoch, in a new order."""
-        for _ in range(self.config.epochs):
-            order_B = torch.randperm(self.config.batch_size, generator=self.choices)
-            yield from order_B.to(self.policy.device).chunk(self.config.mini_batches)
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:
         """One optimizer update, unless a gradient is not finite; returns the in-loop metrics."""

@@ -9,7 +9,16 @@ Sources: Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
+
+Total = Callable[[Tensor], Tensor]
+
+
+def own(sums: Tensor) -> Tensor:
+    """The `Total` of one process: its own sums. Of several it adds them up over all, so that means are over all."""
+    return sums
 
 
 def k1(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
@@ -32,9 +41,9 @@ def k3(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
     return log_r.expm1() - log_r  # expm1: near r = 1 the plain form loses every digit
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor, total: Total = own) -> Tensor:
     """The mean of `values` where `mask` is True, over all dimensions; 0 where the mask is empty."""
-    return values.where(mask, 0.0).sum() / mask.sum().clamp(min=1)
+    return total(values.where(mask, 0.0).sum()) / total(mask.sum()).clamp(min=1)
 
 
 def policy_loss(

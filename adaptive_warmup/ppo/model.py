@@ -8,13 +8,17 @@ value of the state in which it was chosen.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adaptive_warmup.ppo.losses import entropy
+
+LanguageModel = Callable[..., Any]
+"""Called as a causal LM of transformers, and answers as one."""
 
 
 class Prediction(NamedTuple):
@@ -51,7 +55,8 @@ class ValueHead(nn.Module):
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Values, (B, T), in fp32."""
         hidden_BTD = hidden_BTD.detach().lerp(hidden_BTD, self.trunk_gradient)
-        return hidden_BTD.float() @ self.weight_D.float() + self.bias
+        # No matrix product: autocast would make it one of half precision, too coarse for a value.
+        return (hidden_BTD.float() * self.weight_D.float()).sum(-1) + self.bias
 
 
 class ValueModel(nn.Module):
@@ -83,21 +88,28 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy, self.critic, self.temperature = policy, critic, temperature
 
-    def forward(self, token_ids_BS: Tensor, attention_mask_BS: Tensor, response_length: int) -> Prediction:
-        """Log-probabilities, entropies and values at the last `response_length` positions."""
-        shared = isinstance(self.critic, ValueHead)
-        logits_BTV, hidden_BTD = _response_logits(self.policy, token_ids_BS, attention_mask_BS, response_length, shared)
+    @property
+    def shared(self) -> bool:
+        """Whether the critic reads the policy's trunk, so that there are no values without a forward of the policy."""
+        return isinstance(self.critic, ValueHead)
+
+    def forward(
+        self, token_ids_BS: Tensor, attention_mask_BS: Tensor, response_length: int, entropy_gradient: bool = True
+    ) -> Prediction:
+        """Log-probabilities, entropies and values at the last `response_length` positions.
+
+        Without `entropy_gradient` the entropy is a number to report, and nothing is kept for its backward.
+        """
+        inputs = token_ids_BS, attention_mask_BS, response_length
+        logits_BTV, hidden_BTD = _response_logits(self.policy, *inputs, self.shared)
         logits_BTV = logits_BTV / self.temperature
-        if hidden_BTD is not None:
-            values_BT = self.critic(hidden_BTD)
-        else:
-            values_BT = self.critic(token_ids_BS, attention_mask_BS, response_length)
+        values_BT = self.critic(*inputs) if hidden_BTD is None else self.critic(hidden_BTD)
         chosen_BT = _chosen_logprobs(logits_BTV, token_ids_BS[:, -response_length:])
-        return Prediction(chosen_BT, entropy(logits_BTV), values_BT)
+        return Prediction(chosen_BT, entropy(logits_BTV if entropy_gradient else logits_BTV.detach()), values_BT)
 
 
 def response_logprobs(
-    policy: PreTrainedModel,
+    policy: LanguageModel,
     token_ids_BS: Tensor,
     attention_mask_BS: Tensor,
     response_length: int,
@@ -114,7 +126,7 @@ def position_ids(attention_mask_BS: Tensor) -> Tensor:
 
 
 def _response_logits(
-    policy: PreTrainedModel, token_ids_BS: Tensor, attention_mask_BS: Tensor, response_length: int, hidden: bool
+    policy: LanguageModel, token_ids_BS: Tensor, attention_mask_BS: Tensor, response_length: int, hidden: bool
 ) -> tuple[Tensor, Tensor | None]:
     output = policy(
         input_ids=token_ids_BS,

@@ -11,22 +11,22 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from adaptive_warmup.ppo.cache import make_room
+from adaptive_warmup.ppo.dialogue import Dialogue, Episode
 from adaptive_warmup.ppo.environment import Environment, Problem
 from adaptive_warmup.ppo.model import position_ids
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """Finished episodes.
+@dataclass(frozen=True)
+class Episodes:
+    """Finished episodes, not scored yet.
 
     Attributes:
         problems: what was asked, B of them.
@@ -34,7 +34,9 @@ class Rollout:
         token_ids_BS: prompt and response.
         attention_mask_BS: 1 at real tokens, 0 at padding, as transformers takes it.
         response_mask_BT: True only at tokens that the policy sampled, those that ended its turns included.
-        scores_B: the environment's scores, without any KL.
+        finished_B: False where the episode was cut at the limit of tokens.
+        logprobs_BT: log-probabilities, in nats, of the tokens that the policy sampled, as it sampled them, in fp32.
+            None where it computes in less than that: there they differ too much from what an update computes.
     """
 
     problems: list[Problem]
@@ -42,10 +44,22 @@ class Rollout:
     token_ids_BS: Tensor
     attention_mask_BS: Tensor
     response_mask_BT: Tensor
+    finished_B: Tensor
+    logprobs_BT: Tensor | None
+
+    def scored(self, scores: Sequence[float]) -> Rollout:
+        """The same with their scores, without any KL."""
+        scores_B = torch.tensor(scores, dtype=torch.float32, device=self.token_ids_BS.device)
+        return Rollout(**{field.name: getattr(self, field.name) for field in fields(self)}, scores_B=scores_B)
+
+
+@dataclass(frozen=True)
+class Rollout(Episodes):
+    """Finished episodes with `scores_B`, the task's, without any KL."""
+
     scores_B: Tensor
 
 
-@torch.no_grad()
 def rollout(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -56,6 +70,31 @@ def rollout(
     temperature: float = 1.0,
     generator: torch.Generator,
 ) -> Rollout:
+    """`sample_episodes`, scored by the environment."""
+    episodes = sample_episodes(
+        policy,
+        tokenizer,
+        environment,
+        problems,
+        max_response_tokens=max_response_tokens,
+        temperature=temperature,
+        generator=generator,
+    )
+    pairs = zip(episodes.problems, episodes.responses, strict=True)
+    return episodes.scored([environment.score(problem, response) for problem, response in pairs])
+
+
+@torch.no_grad()
+def sample_episodes(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    environment: Environment,
+    problems: Sequence[Problem],
+    *,
+    max_response_tokens: int,
+    temperature: float = 1.0,
+    generator: torch.Generator,
+) -> Episodes:
     """Samples one episode for each problem. It ends with the policy's end-of-text token, when the environment has no
     reply to a stop (or has given `max_turns`), or after `max_response_tokens`, inserted ones included.
 
@@ -65,51 +104,54 @@ def rollout(
     Raises:
         ValueError: a prompt has no tokens, or prompt and response do not fit the policy's positions.
     """
-    prompts = _tokenise(policy, tokenizer, problems, max_response_tokens)
-    dialogue = _Dialogue(tokenizer, environment)
-    episodes = [_Episode(problem) for problem in problems]
+    device = policy.device
+    prompts = tokenise(policy, tokenizer, [problem.prompt for problem in problems], max_response_tokens)
+    dialogue = Dialogue(tokenizer, environment)
+    episodes = [Episode(problem) for problem in problems]
     prompt_width = max(map(len, prompts))
-    prompt_ids_BP = torch.tensor([[dialogue.pad] * (prompt_width - len(p)) + p for p in prompts], device=policy.device)
-    lengths_B1 = torch.tensor([[len(p)] for p in prompts], device=policy.device)
-    prompt_mask_BP = (torch.arange(prompt_width, device=policy.device) >= prompt_width - lengths_B1).long()
+    prompt_ids_BP = torch.tensor([[dialogue.pad] * (prompt_width - len(p)) + p for p in prompts], device=device)
+    lengths_B1 = torch.tensor([[len(p)] for p in prompts], device=device)
+    prompt_mask_BP = (torch.arange(prompt_width, device=device) >= prompt_width - lengths_B1).long()
 
     training = policy.training
     policy.train(False)
     try:
-        _write(policy, dialogue, episodes, prompt_ids_BP, prompt_mask_BP, max_response_tokens, temperature, generator)
+        logprobs_BT = _write(
+            policy, dialogue, episodes, prompt_ids_BP, prompt_mask_BP, max_response_tokens, temperature, generator
+        )
     finally:
         policy.train(training)
 
-    responses = [dialogue.response(episode) for episode in episodes]
-    scores = [environment.score(problem, text) for problem, text in zip(problems, responses, strict=True)]
     length = max(len(episode.token_ids) for episode in episodes)
-    response_ids_BT = torch.tensor([_fill(e.token_ids, length, dialogue.pad) for e in episodes], device=policy.device)
-    written_BT = torch.tensor([_fill([1] * len(e.token_ids), length, 0) for e in episodes], device=policy.device)
-    return Rollout(
+    response_ids_BT = torch.tensor([_fill(e.token_ids, length, dialogue.pad) for e in episodes], device=device)
+    written_BT = torch.tensor([_fill([1] * len(e.token_ids), length, 0) for e in episodes], device=device)
+    return Episodes(
         problems=list(problems),
-        responses=responses,
+        responses=[dialogue.response(episode) for episode in episodes],
         token_ids_BS=torch.cat([prompt_ids_BP, response_ids_BT], dim=1),
         attention_mask_BS=torch.cat([prompt_mask_BP, written_BT], dim=1),
-        response_mask_BT=torch.tensor([_fill(e.sampled, length, False) for e in episodes], device=policy.device),
-        scores_B=torch.tensor(scores, dtype=torch.float32, device=policy.device),
+        response_mask_BT=torch.tensor([_fill(e.sampled, length, False) for e in episodes], device=device),
+        finished_B=torch.tensor([episode.done for episode in episodes], device=device),
+        logprobs_BT=logprobs_BT,
     )
 
 
 def _write(
     policy: PreTrainedModel,
-    dialogue: _Dialogue,
-    episodes: list[_Episode],
+    dialogue: Dialogue,
+    episodes: list[Episode],
     prompt_ids_BP: Tensor,
     prompt_mask_BP: Tensor,
     max_response_tokens: int,
     temperature: float,
     generator: torch.Generator,
-) -> None:
-    """Runs the episodes to their end, one forward of the policy for each position."""
+) -> Tensor | None:
+    """Runs the episodes to their end, one forward of the policy for each position; returns `Episodes.logprobs_BT`."""
     # Rows that are done go on reading padding: nobody looks at what they compute, so the mask need not know.
     mask_BS = torch.nn.functional.pad(prompt_mask_BP, (0, max_response_tokens), value=1)
     positions_BS = position_ids(mask_BS)
     input_ids, cache, start = prompt_ids_BP, None, 0
+    logprobs: list[Tensor] = []
     for end in range(prompt_ids_BP.shape[1], mask_BS.shape[1]):
         output = policy(
             input_ids=input_ids,
@@ -119,119 +161,49 @@ def _write(
             use_cache=True,
             logits_to_keep=1,
         )
-        sampled_B = _sample(output.logits[:, -1], temperature, generator).tolist()
-        next_B = [dialogue.advance(episode, token) for episode, token in zip(episodes, sampled_B, strict=True)]
+        sampled_B, logprobs_B = _sample(output.logits[:, -1], temperature, generator)
+        logprobs.append(logprobs_B)
+        next_B = [dialogue.advance(episode, token) for episode, token in zip(episodes, sampled_B.tolist(), strict=True)]
         if all(episode.done for episode in episodes):
             break
         input_ids = torch.tensor(next_B, device=policy.device).unsqueeze(1)
+        if cache is None:
+            make_room(output.past_key_values, mask_BS.shape[1])
         cache, start = output.past_key_values, end
+    return torch.stack(logprobs, dim=1) if output.logits.dtype == torch.float32 else None
 
 
-def _sample(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def _sample(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tokens and their log-probabilities."""
     # What torch.multinomial does within, but a policy that has gone to NaN must not crash the run here: its updates
     # are skipped and counted.
     probabilities_BV = (logits_BV.float() / temperature).softmax(-1)
-    return (probabilities_BV / torch.empty_like(probabilities_BV).exponential_(generator=generator)).argmax(-1)
-
-
-@dataclass(slots=True)
-class _Episode:
-    """One row: what stands after the prompt, who wrote it, and what the environment has yet to insert."""
-
-    problem: Problem
-    token_ids: list[int] = field(default_factory=list)
-    sampled: list[bool] = field(default_factory=list)
-    inserting: deque[int] = field(default_factory=deque)
-    turn_start: int = 0
-    replies: int = 0
-    done: bool = False
-
-    def append(self, token: int, sampled: bool) -> None:
-        self.token_ids.append(token)
-        self.sampled.append(sampled)
-
-
-class _Dialogue:
-    """The environment's side of an episode, in tokens."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, environment: Environment) -> None:
-        self.tokenizer, self.environment = tokenizer, environment
-        self.eos: int | None = tokenizer.eos_token_id
-        self.pad: int = next((i for i in (tokenizer.pad_token_id, self.eos) if i is not None), 0)
-        self.stop_tokens = _stop_tokens(tokenizer, len(tokenizer), tuple(environment.stops))
-
-    def advance(self, episode: _Episode, sampled: int) -> int:
-        """Gives the episode its next token, the environment's where it is inserting, and returns it."""
-        if episode.done:
-            return self.pad
-        if episode.inserting:
-            episode.append(episode.inserting.popleft(), sampled=False)
-            return episode.token_ids[-1]
-        episode.append(sampled, sampled=True)
-        if sampled == self.eos:
-            episode.done = True
-        elif sampled in self.stop_tokens and self._turn_is_over(episode):
-            self._reply(episode)
-        return sampled
-
-    def response(self, episode: _Episode) -> str:
-        ended = bool(episode.token_ids) and episode.sampled[-1] and episode.token_ids[-1] == self.eos
-        return _decode(self.tokenizer, episode.token_ids[: -1 if ended else None])
-
-    def _turn_is_over(self, episode: _Episode) -> bool:
-        turn = _decode(self.tokenizer, episode.token_ids[episode.turn_start :])
-        return any(stop in turn for stop in self.environment.stops)
-
-    def _reply(self, episode: _Episode) -> None:
-        asked = episode.replies < self.environment.max_turns
-        reply = self.environment.reply(episode.problem, self.response(episode)) if asked else None
-        if reply is None:
-            episode.done = True
-            return
-        episode.replies += 1
-        episode.inserting.extend(self.tokenizer(reply, add_special_tokens=False)["input_ids"])
-        episode.turn_start = len(episode.token_ids) + len(episode.inserting)
-
-
-@lru_cache(maxsize=8)
-def _stop_tokens(tokenizer: PreTrainedTokenizerBase, size: int, stops: tuple[str, ...]) -> frozenset[int]:
-    """The tokens that may complete a stop: only after one of them is a row's turn decoded and searched.
-
-    `size` is the tokenizer's, so that adding tokens to it misses the cache.
-    """
-    # Decoded behind a letter, since some tokenizers drop the space that begins a text. A token that ends in the middle
-    # of a character decodes to U+FFFD, and may complete a stop that does not end in ASCII.
-    last = {stop[-1] for stop in stops}
-    last |= {"\ufffd"} if any(ord(character) > 127 for character in last) else set()
-    anchor: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
-    begin = len(_decode(tokenizer, anchor))
-    return frozenset(i for i in range(size) if last.intersection(_decode(tokenizer, [*anchor, i])[begin:]))
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
-    return str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    sampled_B = (probabilities_BV / torch.empty_like(probabilities_BV).exponential_(generator=generator)).argmax(-1)
+    return sampled_B, probabilities_BV.gather(-1, sampled_B.unsqueeze(-1)).squeeze(-1).log()
 
 
 def _fill(items: list[int] | list[bool], length: int, filler: int | bool) -> list[int | bool]:
     return [*items, *[filler] * (length - len(items))]
 
 
-def _tokenise(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    max_response_tokens: int,
+def tokenise(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_response_tokens: int
 ) -> list[list[int]]:
-    if not problems:
+    """The tokens of the prompts.
+
+    Raises:
+        ValueError: there are none, one has no tokens, or it leaves no room for the response.
+    """
+    if not prompts:
         raise ValueError("rollout got no problems: give it at least one")
-    prompts: list[list[int]] = tokenizer([problem.prompt for problem in problems])["input_ids"]
-    for problem, prompt in zip(problems, prompts, strict=True):
-        if not prompt:
-            raise ValueError(f"the prompt {problem.prompt!r} has no tokens: a policy needs at least one to continue")
-    longest, limit = max(map(len, prompts)), getattr(policy.config, "max_position_embeddings", None)
+    found: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+    for prompt, token_ids in zip(prompts, found, strict=True):
+        if not token_ids:
+            raise ValueError(f"the prompt {prompt!r} has no tokens: a policy needs at least one to continue")
+    longest, limit = max(map(len, found)), getattr(policy.config, "max_position_embeddings", None)
     if limit is not None and longest + max_response_tokens > limit:
         raise ValueError(
             f"a prompt of {longest} tokens and max_response_tokens={max_response_tokens} do not fit the policy's "
             f"{limit} positions: shorten one, or raise max_position_embeddings"
         )
-    return prompts
+    return found

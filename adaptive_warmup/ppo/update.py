@@ -5,16 +5,16 @@ Shapes: B episodes, T response positions, S positions of prompt and response tog
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from adaptive_warmup.ppo.advantages import gae, kl_penalised_rewards, whiten
 from adaptive_warmup.ppo.config import PPOConfig
-from adaptive_warmup.ppo.losses import clip_fraction, k1, k2, k3, masked_mean, policy_loss, value_loss
-from adaptive_warmup.ppo.model import ActorCritic, response_logprobs
+from adaptive_warmup.ppo.losses import Total, clip_fraction, k1, k2, k3, masked_mean, own, policy_loss, value_loss
+from adaptive_warmup.ppo.model import ActorCritic, LanguageModel, response_logprobs
 from adaptive_warmup.ppo.rollout import Rollout
 
 
@@ -30,28 +30,57 @@ class Batch(NamedTuple):
     advantages_BT: Tensor
     returns_BT: Tensor
 
-    def rows(self, index: Tensor) -> Batch:
-        """A mini-batch: the episodes at `index`."""
+    def rows(self, index: Tensor | slice) -> Batch:
+        """The episodes at `index`, such as a mini-batch."""
         return Batch(*(tensor[index] for tensor in self))
 
 
 @torch.no_grad()
-def assess(config: PPOConfig, model: ActorCritic, reference: PreTrainedModel, rollout: Rollout) -> Batch:
-    """The log-probabilities, values, advantages and returns of a rollout, before any update."""
+def assess(
+    config: PPOConfig,
+    model: ActorCritic,
+    reference: LanguageModel,
+    rollout: Rollout,
+    rows: int | None = None,
+    total: Total = own,
+) -> Batch:
+    """The log-probabilities, values, advantages and returns of a rollout, before any update.
+
+    The policy's log-probabilities are those that it sampled with, where the rollout has them and no forward of the
+    policy is due anyway.
+
+    Args:
+        rows: episodes in one forward; None for all.
+        total: adds up over processes, whose advantages are whitened together.
+    """
     mask_BT = rollout.response_mask_BT
-    inputs = rollout.token_ids_BS, rollout.attention_mask_BS, mask_BT.shape[1]
-    logprobs_BT, _, values_BT = model(*inputs)
-    reference_BT = response_logprobs(reference, *inputs, config.temperature)
+    length, inputs = mask_BT.shape[1], (rollout.token_ids_BS, rollout.attention_mask_BS)
+    logprobs_BT = rollout.logprobs_BT
+    if logprobs_BT is None or model.shared:
+        predicted_BT2 = _in_parts(rows, lambda *part: torch.stack(model(*part, length)[::2], -1), *inputs)
+        logprobs_BT, values_BT = predicted_BT2.unbind(-1)
+    else:
+        values_BT = _in_parts(rows, lambda *part: model.critic(*part, length), *inputs)
+    reference_BT = _logprobs(reference, inputs, length, config.temperature, rows)
     kl_coef = config.kl_coef if config.kl_in == "reward" else 0.0
     rewards_BT = kl_penalised_rewards(rollout.scores_B, logprobs_BT, reference_BT, mask_BT, kl_coef)
+    if config.whiten_rewards:
+        rewards_BT = whiten(rewards_BT, mask_BT, total, shift=False)
     advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, config.gamma, config.lam)
-    return Batch(*inputs[:2], mask_BT, logprobs_BT, reference_BT, values_BT, whiten(advantages_BT, mask_BT), returns_BT)
+    whitened_BT = whiten(advantages_BT, mask_BT, total)
+    return Batch(*inputs, mask_BT, logprobs_BT, reference_BT, values_BT, whitened_BT, returns_BT)
+
+
+def mini_batches(config: PPOConfig, episodes: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of the episodes of each update: every episode once per epoch, in a new order."""
+    for _ in range(config.epochs):
+        yield from torch.randperm(episodes, generator=generator).chunk(config.mini_batches)
 
 
 def mini_batch_losses(config: PPOConfig, model: ActorCritic, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The policy's loss, the critic's loss, and the in-loop metrics."""
+    """The policy's loss, the critic's loss, and the in-loop metrics; all are means over the response tokens."""
     mask_BT, old_BT = batch.response_mask_BT, batch.old_logprobs_BT
-    now = model(batch.token_ids_BS, batch.attention_mask_BS, mask_BT.shape[1])
+    now = model(batch.token_ids_BS, batch.attention_mask_BS, mask_BT.shape[1], bool(config.entropy_coef))
     surrogate_inputs = now.logprobs_BT, old_BT, batch.advantages_BT, mask_BT, config.clip_range
     mean_entropy = masked_mean(now.entropy_BT, mask_BT)
     loss = policy_loss(*surrogate_inputs)
@@ -73,25 +102,48 @@ def mini_batch_losses(config: PPOConfig, model: ActorCritic, batch: Batch) -> tu
 
 
 @torch.no_grad()
-def rollout_metrics(config: PPOConfig, policy: PreTrainedModel, rollout: Rollout, batch: Batch) -> dict[str, Tensor]:
-    """The metrics of the rollout itself, and the step's policy KL: call it after the last mini-batch."""
-    mask_BT, old_BT, length = batch.response_mask_BT, batch.old_logprobs_BT, batch.response_mask_BT.shape[1]
-    after_BT = response_logprobs(policy, batch.token_ids_BS, batch.attention_mask_BS, length, config.temperature)
-    reference_k1_BT = k1(old_BT, batch.reference_logprobs_BT).where(mask_BT, 0.0)
-    kl = reference_k1_BT.sum(-1).mean()
+def policy_kl(
+    config: PPOConfig, policy: LanguageModel, batch: Batch, rows: int | None = None, total: Total = own
+) -> Tensor:
+    """The step's policy KL: call it after the last mini-batch. One forward over the batch."""
+    mask_BT = batch.response_mask_BT
+    inputs = batch.token_ids_BS, batch.attention_mask_BS
+    after_BT = _logprobs(policy, inputs, mask_BT.shape[1], config.temperature, rows)
+    return masked_mean(k3(batch.old_logprobs_BT, after_BT), mask_BT, total)
+
+
+@torch.no_grad()
+def rollout_metrics(config: PPOConfig, scores_B: Tensor, batch: Batch, total: Total = own) -> dict[str, Tensor]:
+    """The metrics of the rollout itself."""
+    mask_BT, old_BT = batch.response_mask_BT, batch.old_logprobs_BT
+    unforeseen_BT = batch.returns_BT - batch.old_values_BT
+    tokens_3BT = torch.stack([k1(old_BT, batch.reference_logprobs_BT), batch.returns_BT, unforeseen_BT])
+    counts = scores_B.new_tensor(len(scores_B)), scores_B.sum(), -old_BT.where(mask_BT, 0.0).sum(), mask_BT.sum()
+    sums = total(torch.cat([tokens_3BT.where(mask_BT, 0.0).sum((-2, -1)), torch.stack(counts)]))
+    score, surprise, length, kl = (sums[[4, 5, 6, 0]] / sums[3]).unbind()
+    reference_kl, *centres = (sums[:3] / sums[6].clamp(min=1)).unbind()
+    centred_2BT = tokens_3BT[1:] - torch.stack(centres)[:, None, None]
+    spread, unexplained = total(centred_2BT.where(mask_BT, 0.0).square().sum((-2, -1))).unbind()
     kl_reward = -config.kl_coef * kl if config.kl_in == "reward" else torch.zeros_like(kl)
-    score = rollout.scores_B.mean()
-    returns, errors = batch.returns_BT[mask_BT], (batch.returns_BT - batch.old_values_BT)[mask_BT]
-    spread = returns.var(correction=0)
-    explained = 1 - errors.var(correction=0) / spread
     return {
         "objective/scores": score,
         "objective/kl": kl,
         "objective/non_score_reward": kl_reward,
         "objective/rlhf_reward": score + kl_reward,
-        "objective/entropy": -old_BT.where(mask_BT, 0.0).sum(-1).mean(),
-        "policy/kl": masked_mean(k3(old_BT, after_BT), mask_BT),
-        "policy/reference_kl": masked_mean(reference_k1_BT, mask_BT),
-        "value/explained_variance": explained.where(spread > 0, 0.0),
-        "response_length": mask_BT.sum(-1).float().mean(),
+        "objective/entropy": surprise,
+        "policy/reference_kl": reference_kl,
+        "value/explained_variance": (1 - unexplained / spread).where(spread > 0, 0.0),
+        "response_length": length,
     }
+
+
+def _logprobs(
+    policy: LanguageModel, inputs: tuple[Tensor, Tensor], length: int, temperature: float, rows: int | None
+) -> Tensor:
+    return _in_parts(rows, lambda ids, mask: response_logprobs(policy, ids, mask, length, temperature), *inputs)
+
+
+def _in_parts(rows: int | None, function: Callable[[Tensor, Tensor], Tensor], *inputs: Tensor) -> Tensor:
+    """`function` of so many rows at a time: the logits of all of them at once may not fit."""
+    parts = zip(*(torch.split(tensor, rows or len(tensor)) for tensor in inputs), strict=True)
+    return torch.cat([function(*part) for part in parts])

@@ -28,7 +28,7 @@ class Key(NamedTuple):
         scale: times this it has our unit and sign.
         source: how the KL was measured.
         ahead: what is logged at a step is used in the next one.
-        trainers: the classes of transformers and TRL 1.16 that report it so while they run.
+        trainers: the classes of transformers, TRL 1.16 and ours that report it so while they run.
     """
 
     name: str
@@ -83,25 +83,32 @@ _SB3, _OURS, _TRAINER = "Stable-Baselines3", "adaptive_warmup.ppo", "transformer
 _GRPO, _RLOO, _ASYNC, _ONLINE = "GRPOTrainer", "RLOOTrainer", "AsyncGRPOTrainer", "OnlineDPOTrainer"
 _WITH_ENTROPY = ("SFTTrainer", "DPOTrainer", "KTOTrainer", _GRPO, _RLOO, _ASYNC)
 _ANY = ("Trainer",)
+_PPO_TRAINER = ("PPOTrainer",)
 
 # Of several keys for one signal, the first that the run has is taken.
 KEYS: tuple[Key, ...] = (
     *(Key(f"signals/kl:{source}", "kl", _PER_TOKEN, "adaptive-warmup", source=source) for source in KL_SOURCES),
     *(Key(f"signals/{name}", name, "as in the log", "adaptive-warmup") for name in (*NAMES, "lr") if name != "kl"),
-    Key("policy/kl", "kl", f"k3 after the step's last update, {_PER_TOKEN}", _OURS),
+    Key("policy/kl", "kl", f"k3 after the step's last update, {_PER_TOKEN}", _OURS, trainers=_PPO_TRAINER),
     Key("actor/ppo_kl", "kl", f"k1, {_IN_LOOP}", _VERL, source="in_loop"),
     Key("policy/approxkl_avg", "kl", f"k2, {_IN_LOOP}", _PPO, source="in_loop"),
     Key("ppo/policy/approxkl", "kl", f"k2, {_IN_LOOP}", _OLDEST, source="in_loop"),
     Key("approx_kl", "kl", "k3, nats per action, read in the loop before each update", _SB3, source="in_loop"),
-    Key("policy/reference_kl", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", _OURS),
+    Key(
+        "policy/reference_kl",
+        "reference_kl",
+        f"k1 against the reference, {_PER_TOKEN}, signed",
+        _OURS,
+        trainers=_PPO_TRAINER,
+    ),
     Key("actor/reward_kl_penalty", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", _VERL),
     Key("critic/kl", "reference_kl", f"k1 against the reference, {_PER_TOKEN}, signed", _SEARCH_R1),
     Key("critic/score/mean", "task_reward", _SCORE, _VERL),
-    Key("objective/scores", "task_reward", _SCORE, _PPO, trainers=(_ONLINE,)),
+    Key("objective/scores", "task_reward", _SCORE, _PPO, trainers=(_ONLINE, "PPOTrainer")),
     Key("ppo/mean_scores", "task_reward", _SCORE, _OLDEST),
     Key("reward", "task_reward", _SCORE, "TRL's GRPO and RLOO", trainers=(_GRPO, _RLOO)),
     Key("rollout/ep_rew_mean", "task_reward", "mean return of the episodes", _SB3),
-    Key("objective/non_score_reward", "kl_reward", _SUM, _PPO),
+    Key("objective/non_score_reward", "kl_reward", _SUM, _PPO, trainers=_PPO_TRAINER),
     Key("actor/grad_norm", "grad_norm", _PRE_CLIP, _VERL),
     Key("policy/grad_norm", "grad_norm", _PRE_CLIP, _OURS),
     Key("grad_norm", "grad_norm", _PRE_CLIP, _TRAINER, trainers=_ANY),
@@ -115,18 +122,18 @@ KEYS: tuple[Key, ...] = (
     Key("ppo/loss/policy", "loss", "policy loss", _OLDEST),
     Key("loss", "loss", "that was minimised", _TRAINER, trainers=_ANY),
     Key("actor/pg_clipfrac", "clip_fraction", "share of response tokens", _VERL),
-    Key("policy/clipfrac_avg", "clip_fraction", "share of response tokens", _PPO),
+    Key("policy/clipfrac_avg", "clip_fraction", "share of response tokens", _PPO, trainers=_PPO_TRAINER),
     Key("ppo/policy/clipfrac", "clip_fraction", "share of response tokens", _OLDEST),
     Key("clip_ratio/region_mean", "clip_fraction", "share of response tokens", _TRL, trainers=(_GRPO, _ASYNC)),
     Key("clip_ratio", "clip_fraction", "share of response tokens", _TRL),
     Key("clip_fraction", "clip_fraction", "share of actions", _SB3),
     Key("actor/entropy", "entropy", _PER_TOKEN, _VERL),
     Key("actor/entropy_loss", "entropy", _PER_TOKEN, _VERL),
-    Key("policy/entropy_avg", "entropy", _PER_TOKEN, _PPO),
+    Key("policy/entropy_avg", "entropy", _PER_TOKEN, _PPO, trainers=_PPO_TRAINER),
     Key("entropy", "entropy", _PER_TOKEN, _TRL, trainers=_WITH_ENTROPY),
     Key("entropy_loss", "entropy", "minus the entropy, nats per action", _SB3, -1.0),
     Key("critic/vf_explained_var", "explained_variance", "of the returns", _VERL),
-    Key("value/explained_variance", "explained_variance", "of the returns", _OURS),
+    Key("value/explained_variance", "explained_variance", "of the returns", _OURS, trainers=_PPO_TRAINER),
     Key("explained_variance", "explained_variance", "of the returns", _SB3),
     *(Key(name, name, "as in adaptive_warmup.signals", "you") for name in ("task_reward", "kl_reward", "update_norm")),
 )

@@ -9,6 +9,7 @@ from adaptive_warmup.readers.keys import DERIVED, FORMULAS, IN_A_TRAINER, KEYS, 
 
 PAGE = Path("docs/signals-of-trainers.md")
 _TRAINERS = ("Trainer", "SFTTrainer", "RewardTrainer", "DPOTrainer", "KTOTrainer", "RLOOTrainer", "GRPOTrainer")
+_OURS = "PPOTrainer"
 _EXPERIMENTAL = ("OnlineDPOTrainer", "AsyncGRPOTrainer")
 
 _HEAD = """# Signals of the trainers
@@ -25,7 +26,8 @@ gradient norm. Add keys of your own by name or pattern: `AdaptiveWarmupCallback(
 "score/*": "task_reward"})`. They are looked for in the same places, and in the training logs; a log's value is a mean
 over `logging_steps` and counts for the step after it.
 
-**No trainer of TRL but AsyncGRPO reports how far a step moved the policy.** What GRPO and RLOO call `kl` is the
+**No trainer of TRL but AsyncGRPO reports how far a step moved the policy;**
+[our `PPOTrainer`](integrations/ppo_trainer.md) does. What GRPO and RLOO call `kl` is the
 distance to the reference. So there the callback's probe measures it
 ([where the KL comes from](integrations/huggingface.md#where-the-kl-comes-from)); with `probe=None` the controller is a
 brake (task reward, gradient norm) and no regulator. Where GRPO or RLOO use each rollout for several updates
@@ -34,7 +36,7 @@ brake (task reward, gradient norm) and no regulator. Where GRPO or RLOO use each
 
 ## While a trainer runs
 
-transformers 5, TRL 1.16. Estimators are those of `Signals`.
+transformers 5, TRL 1.16, and our `PPOTrainer`, whose values are of an RL step. Estimators are those of `Signals`.
 """
 
 
@@ -60,9 +62,9 @@ def page() -> str:
 
 
 def _running() -> Iterable[Sequence[str]]:
-    for trainer in (*_TRAINERS, *_EXPERIMENTAL):
+    for trainer in (*_TRAINERS, *_EXPERIMENTAL, _OURS):
         label = f"{trainer} (experimental)" if trainer in _EXPERIMENTAL else trainer
-        label = "every Trainer" if trainer == "Trainer" else label
+        label = {"Trainer": "every Trainer", _OURS: f"{_OURS} (ours)"}.get(trainer, label)
         rows = [(_code(key.name), _signal(key), _cell(key.what)) for key in _of(trainer)]
         rows += [
             (f"{_code(one.text)}, **derived**", _code(one.signal), _cell(one.what))

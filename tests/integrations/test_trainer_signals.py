@@ -39,6 +39,15 @@ LOGGED: dict[str, dict[str, str]] = {
         "clip_fraction": "clip_ratio/region_mean",
     },
     "OnlineDPO": {"task_reward": "objective/scores"},
+    "PPO": {
+        "kl": "policy/kl",
+        "reference_kl": "policy/reference_kl",
+        "task_reward": "objective/scores",
+        "kl_reward": "objective/non_score_reward",
+        "clip_fraction": "policy/clipfrac_avg",
+        "entropy": "policy/entropy_avg",
+        "explained_variance": "value/explained_variance",
+    },
 }
 
 

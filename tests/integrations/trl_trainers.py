@@ -36,9 +36,10 @@ from trl import (
     SFTTrainer,
 )
 
+from adaptive_warmup.integrations.ppo_trainer import PPOConfig, PPOTrainer
 from adaptive_warmup.ppo.tasks.tokenizer import train_tokenizer
 
-HOSTS = ("Trainer", "SFT", "Reward", "DPO", "KTO", "RLOO", "GRPO", "OnlineDPO")
+HOSTS = ("Trainer", "SFT", "Reward", "DPO", "KTO", "RLOO", "GRPO", "OnlineDPO", "PPO")
 ON_POLICY = ("RLOO", "GRPO", "OnlineDPO")
 BETA = 0.2
 LENGTH = 6
@@ -154,5 +155,6 @@ def _recipe(host: str, rollout: dict[str, Any], rewarded: dict[str, Any]) -> tup
         "KTO": (KTOTrainer, KTOConfig, {"max_length": 16}, _judged, {}),
         "RLOO": (RLOOTrainer, RLOOConfig, rollout, _prompts, rewarded),
         "GRPO": (GRPOTrainer, GRPOConfig, rollout, _prompts, rewarded),
+        "PPO": (PPOTrainer, PPOConfig, {"max_completion_length": LENGTH, "kl_coef": BETA}, _prompts, rewarded),
     }
     return recipes[host]

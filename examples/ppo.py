@@ -1,0 +1,40 @@
+"""PPO with adaptive warmup: `python examples/ppo.py`, or with `--model` a real policy.
+
+PPOTrainer measures how far each RL step moved the policy, so there is one decision, on a measured KL, for each RL step.
+"""
+
+from __future__ import annotations
+
+import torch
+from common import digits, parse, tell
+from datasets import Dataset
+
+from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
+from adaptive_warmup.integrations.ppo_trainer import PPOConfig, PPOTrainer
+
+options = parse(__doc__, "ppo")
+warmup = AdaptiveWarmupCallback(log=f"{options.out}/decisions.jsonl")
+trainer = PPOTrainer(
+    model=options.model,
+    reward_funcs=digits,
+    args=PPOConfig(
+        output_dir=options.out,
+        max_steps=options.steps,
+        learning_rate=options.lr,
+        value_learning_rate=options.lr / 2,
+        warmup_steps=20,  # the nominal warmup
+        lr_scheduler_type="constant_with_warmup",
+        per_device_train_batch_size=32,
+        num_mini_batches=2,
+        max_completion_length=12,
+        kl_coef=0.01,
+        bf16=torch.cuda.is_available(),
+        logging_steps=2,
+        save_strategy="no",
+        report_to=options.report_to,
+    ),
+    train_dataset=Dataset.from_dict({"prompt": [f"Number {i}: " for i in range(100)]}),
+    callbacks=[warmup],
+)
+trainer.train()
+tell(trainer, warmup, "objective/scores")

@@ -1,0 +1,66 @@
+"""The optimizer of a `PPOTrainer`: policy and critic each with an lr, and clipped each by itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from transformers.training_args import ParallelMode
+
+from adaptive_warmup.integrations.ppo_trainer.checkpoints import Checkpoints
+from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue
+
+
+class TwoParts(Checkpoints):
+    """A Trainer whose model has a policy and a critic, in one optimizer."""
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's, with the critic's parameters in groups of their own, the last ones, at their own lr."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if made:
+            whole = cast(PolicyAndValue, self.model if model is None else model)
+            critic = {id(p) for p in whole.critic.parameters()}
+            for group in list(optimizer.param_groups):
+                theirs = [p for p in group["params"] if id(p) in critic]
+                group["params"] = [p for p in group["params"] if id(p) not in critic]
+                optimizer.add_param_group({**group, "params": theirs, "lr": self.args.value_learning_rate})
+        return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        return self._clip(self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and not self.is_deepspeed_enabled:
+            return self._clip(math.inf)
+        return super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+
+    def _clip(self, limit: float) -> Tensor:
+        """The norm of the policy's gradient; where one is not finite, there will be no update."""
+        self.accelerator.unscale_gradients()
+        norms = [_norm(part, limit) for part in (self.model.policy, self.model.critic)]
+        finite = all(map(math.isfinite, torch.stack(norms).tolist()))
+        if not finite:
+            self.model.zero_grad()
+        if self.rl_step:
+            measured = {"policy/grad_norm": norms[0], "value/grad_norm": norms[1]}
+            self.rl_step.add(measured, 1 / self.processes)
+            self.rl_step.add(
+                {"skipped_updates": norms[0].new_tensor(1.0 - finite)}, self.rl_step.updates / self.processes
+            )
+        return norms[0]
+
+    @property
+    def processes(self) -> int:
+        """How many train together, each on a batch of its own."""
+        return cast(int, self.args.world_size) if self.args.parallel_mode == ParallelMode.DISTRIBUTED else 1
+
+
+def _norm(part: nn.Module, limit: float) -> Tensor:
+    norm = clip_grad_norm_([p for p in part.parameters() if p.grad is not None], limit)
+    return cast(Tensor, norm.full_tensor()) if hasattr(norm, "full_tensor") else norm  # FSDP2 keeps shards of it

@@ -1,0 +1,120 @@
+"""Policy, reference and critic of a `PPOTrainer`, from whatever the user gives for them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.import_utils import is_peft_available
+
+from adaptive_warmup.ppo.model import ActorCritic, LanguageModel, ValueHead, ValueModel
+
+
+class PolicyAndValue(ActorCritic):
+    """The model of the Trainer: policy and critic, with what a Trainer asks of the one that it trains."""
+
+    @property
+    def config(self) -> Any:
+        """The policy's."""
+        return self.policy.config
+
+    @property
+    def generation_config(self) -> Any:
+        """The policy's."""
+        return self.policy.generation_config
+
+    @property
+    def device(self) -> Any:
+        """The policy's."""
+        return self.policy.device
+
+    @property
+    def _no_split_modules(self) -> Any:
+        """The layers that FSDP wraps."""
+        return self.policy._no_split_modules
+
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
+        """Of policy and critic. Forwards do not hold their activations, but compute them again in the backward."""
+        for model in (self.policy, getattr(self.critic, "backbone", None)):
+            if model is not None:
+                model.activation_checkpointing_enable(**settings)
+
+    def gradient_checkpointing_enable(self, **settings: Any) -> None:
+        """What older Trainers call it."""
+        for model in (self.policy, getattr(self.critic, "backbone", None)):
+            if model is not None:
+                model.gradient_checkpointing_enable(**settings)
+
+
+class AdapterOff:
+    """The reference of a policy with a PEFT adapter: the same model without it."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+    def __call__(self, **inputs: Any) -> Any:
+        """As the policy's, without the adapter."""
+        with self.policy.disable_adapter():
+            return self.policy(**inputs)
+
+
+def is_peft(model: Any) -> bool:
+    """Whether it is a model with a PEFT adapter."""
+    if not is_peft_available():
+        return False
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def make_policy(model: PreTrainedModel | str, init: dict[str, Any], peft_config: Any) -> PreTrainedModel:
+    """The policy, loaded where it is a name or a path, with an adapter where `peft_config` asks for one."""
+    policy = AutoModelForCausalLM.from_pretrained(model, **init) if isinstance(model, str) else model
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        policy = get_peft_model(policy, peft_config)
+    return cast(PreTrainedModel, without_dropout(policy))
+
+
+def make_reference(model: PreTrainedModel | str | None, policy: PreTrainedModel, init: dict[str, Any]) -> LanguageModel:
+    """The reference, frozen: what is given, else the policy without its adapter, else a copy of the policy."""
+    if model is policy:
+        raise ValueError("ref_model is the policy itself, which would freeze it: leave it out, and a copy is made")
+    if model is None and is_peft(policy):
+        return AdapterOff(policy)
+    if isinstance(model, str):
+        model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, **init))
+    reference = copy.deepcopy(policy) if model is None else model
+    return cast(PreTrainedModel, reference.train(False).requires_grad_(False).to(policy.device))
+
+
+def make_critic(
+    model: ValueModel | ValueHead | PreTrainedModel | str | None, policy: PreTrainedModel, init: dict[str, Any]
+) -> ValueModel | ValueHead:
+    """The critic; by default a copy of the policy's transformer, or with an adapter a head on the policy's trunk."""
+    if isinstance(model, str):
+        model = cast(PreTrainedModel, AutoModel.from_pretrained(model, **init))
+    if model is None:
+        critic: Any = _head(policy) if is_peft(policy) else ValueModel.copy_of(policy)
+    elif isinstance(model, PreTrainedModel):
+        critic = ValueModel(cast(PreTrainedModel, model.base_model))
+    else:
+        critic = model
+    return cast("ValueModel | ValueHead", without_dropout(critic))
+
+
+def without_dropout(module: nn.Module) -> nn.Module:
+    """`module` with every dropout at 0: with it the policy that is updated would not be the one that sampled."""
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if isinstance(value, float) and (name == "p" or "drop" in name):
+                setattr(part, name, 0.0)
+    return module
+
+
+def _head(policy: PreTrainedModel) -> ValueHead:
+    """Its gradient's share in the trunk is `vf_coef`, the weight of its loss."""
+    return ValueHead(policy.config.get_text_config().hidden_size, trunk_gradient=1.0).to(policy.device)

@@ -1,0 +1,92 @@
+"""From rows of a dataset to problems, and which rows each rollout takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
+
+from adaptive_warmup.ppo.environment import Problem
+
+
+class RolloutSampler(Sampler[int]):
+    """The rows of each rollout, as often as micro-batches are made of it, so that a Trainer counts these as its own.
+
+    Args:
+        rows: of the dataset.
+        episodes: of a rollout, over all processes. What is left of an epoch that fills no rollout is left out.
+        repeats: micro-batches that are made of a rollout.
+        seed: of the orders, one for each epoch.
+        epoch: says which epoch begins.
+    """
+
+    def __init__(self, rows: int, episodes: int, repeats: int, seed: int, epoch: Callable[[int], int]) -> None:
+        if rows < episodes:
+            raise ValueError(
+                f"train_dataset has {rows} prompts, and a rollout takes {episodes}: give more prompts, or lower"
+                " per_device_train_batch_size, gradient_accumulation_steps or num_mini_batches"
+            )
+        self.rows, self.episodes, self.repeats, self.seed, self.epoch = rows, episodes, repeats, seed, epoch
+
+    def __len__(self) -> int:
+        return self.rows // self.episodes * self.episodes * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self.epoch(self.rows // self.episodes)
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * epoch)
+        order = torch.randperm(self.rows, generator=generator).tolist()
+        for start in range(0, self.rows - self.episodes + 1, self.episodes):
+            for _ in range(self.repeats):
+                yield from order[start : start + self.episodes]
+
+
+def check_dataset(dataset: Any, name: str) -> None:
+    """Raise ValueError unless it is a sized dataset of problems, or of rows with a column `prompt`."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ValueError(
+            f"{name} is a {type(dataset).__name__}, of no known length: give one with a length and rows by number,"
+            " such as a datasets.Dataset that is not streamed, or a list"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"{name} is empty: give it at least one prompt")
+    row = dataset[0]
+    if not isinstance(row, Problem) and not (isinstance(row, Mapping) and "prompt" in row):
+        found = f"the columns {', '.join(map(repr, row))}" if isinstance(row, Mapping) else repr(row)
+        raise ValueError(f"{name} has {found}, and no column 'prompt': rename the one that has the prompts")
+
+
+def problem(row: Any, tokenizer: PreTrainedTokenizerBase, column: str | None = None) -> Problem:
+    """A row as a problem: its prompt as text, and as the answer that `column` of it, or all of it.
+
+    A conversation goes through the tokenizer's chat template.
+    """
+    if isinstance(row, Problem):
+        return row
+    prompt = row["prompt"]
+    if not isinstance(prompt, str):
+        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        begin = tokenizer.bos_token  # which the tokenizer adds by itself
+        prompt = text.removeprefix(begin) if begin and _adds(tokenizer, begin) else text
+    return Problem(prompt, row if column is None else row.get(column))
+
+
+def check_prompts(dataset: Sequence[Any], tokenizer: PreTrainedTokenizerBase, limit: int | None, room: int) -> None:
+    """Raise ValueError where a prompt and a completion of `room` tokens go beyond the policy's `limit` of positions."""
+    if limit is None:
+        return
+    for i in range(len(dataset)):
+        prompt = problem(dataset[i], tokenizer).prompt
+        if len(prompt.encode()) + 2 > limit - room:  # a token has a byte at least
+            length = len(tokenizer(prompt)["input_ids"])
+            if length + room > limit:
+                raise ValueError(
+                    f"the prompt of row {i} has {length} tokens, which with max_completion_length={room} go beyond the"
+                    f" policy's {limit} positions: leave it out, or lower max_completion_length"
+                )
+
+
+def _adds(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
+    return bool(tokenizer("")["input_ids"][:1] == [tokenizer.convert_tokens_to_ids(token)])

@@ -1,0 +1,122 @@
+"""Scores of finished episodes: by reward functions in TRL's form, or by an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from adaptive_warmup.ppo.environment import Environment, Problem, Split
+from adaptive_warmup.ppo.rollout import Episodes
+
+RewardFunction = Callable[..., Sequence[float | None]]
+
+
+class OneTurn:
+    """The environment of plain completions: nothing is inserted, and reward functions score."""
+
+    stops: tuple[str, ...] = ()
+    max_turns = 0
+
+    def sample(self, count: int, seed: int, split: Split = "train") -> list[Problem]:
+        """There are none but the dataset's."""
+        raise NotImplementedError("the prompts are those of the dataset")
+
+    def reply(self, problem: Problem, response: str) -> str | None:
+        """Nothing."""
+        return None
+
+    def score(self, problem: Problem, response: str) -> float:
+        """The reward functions do."""
+        raise NotImplementedError("reward functions score here")
+
+
+class Scores:
+    """Scores rollouts; the sum of the weighted rewards, less the penalty where a completion was cut.
+
+    Args:
+        functions: reward functions; empty where an environment scores.
+        environment: it.
+        weights: of the functions.
+        penalty: for a completion that was cut.
+
+    Raises:
+        ValueError, TypeError: neither functions nor environment, or both; a function that cannot be called; weights
+            that do not fit.
+    """
+
+    def __init__(
+        self,
+        functions: RewardFunction | Sequence[RewardFunction] | None,
+        environment: Environment | None,
+        weights: Sequence[float] | None,
+        penalty: float | None,
+    ) -> None:
+        if (functions is None or functions == []) == (environment is None):
+            raise ValueError(
+                f"reward_funcs={functions!r} and environment={environment!r}: give one of the two, functions"
+                " f(prompts, completions, **columns) -> list of floats, or an Environment that scores"
+            )
+        listed = [functions] if callable(functions) else list(functions or ())
+        for function in listed:
+            if not callable(function):
+                raise TypeError(f"reward_funcs has {function!r}: give functions, or leave it out")
+        if weights is not None and len(weights) != len(listed):
+            raise ValueError(f"reward_weights={weights!r}: give {len(listed)} of them, one for each reward function")
+        self.functions, self.weights, self.penalty = listed, weights or [1.0] * len(listed), penalty or 0.0
+        self.environment: Environment = environment or OneTurn()
+
+    def __call__(self, episodes: Episodes, state: Any) -> tuple[list[float], dict[str, list[float]]]:
+        """The scores, and by its metric's name the rewards of each function, without those that it left out (None).
+
+        Raises:
+            TypeError, ValueError: a function returns no list of numbers, or one of another length.
+        """
+        if self.functions:
+            given = _given(episodes, state)
+            columns = {
+                _name(function): _rewards(function, given, len(episodes.problems)) for function in self.functions
+            }
+            rows = zip(*columns.values(), strict=True)
+            weighted = (zip(self.weights, row, strict=True) for row in rows)
+            scores = [sum(weight * reward for weight, reward in row if reward is not None) for row in weighted]
+        else:
+            columns, pairs = {}, zip(episodes.problems, episodes.responses, strict=True)
+            scores = [self.environment.score(problem, response) for problem, response in pairs]
+        cut = [not finished for finished in episodes.finished_B.tolist()]
+        known = {name: [reward for reward in column if reward is not None] for name, column in columns.items()}
+        return [score - self.penalty * missing for score, missing in zip(scores, cut, strict=True)], known
+
+
+def _given(episodes: Episodes, state: Any) -> dict[str, Any]:
+    """What TRL gives a reward function: prompts and completions as the dataset has them, and its other columns."""
+    rows = [p.answer if isinstance(p.answer, Mapping) else {"prompt": p.prompt, "answer": p.answer}
+            for p in episodes.problems]  # fmt: skip
+    length = episodes.response_mask_BT.shape[1]
+    written = episodes.attention_mask_BS[:, -length:].sum(-1).tolist()
+    token_ids = [ids[:n] for ids, n in zip(episodes.token_ids_BS[:, -length:].tolist(), written, strict=True)]
+    completions = [text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+                   for row, text in zip(rows, episodes.responses, strict=True)]  # fmt: skip
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    prompts = [row["prompt"] for row in rows]
+    own = {"prompts": prompts, "completions": completions, "completion_ids": token_ids, "trainer_state": state}
+    return columns | own
+
+
+def _rewards(function: RewardFunction, given: dict[str, Any], count: int) -> list[float | None]:
+    found = function(**given)
+    try:
+        rewards = [None if reward is None else float(reward) for reward in found]
+    except TypeError as error:
+        raise TypeError(
+            f"the reward function {_name(function)} returned {found!r}: return a list of numbers"
+        ) from error
+    if len(rewards) != count:
+        raise ValueError(
+            f"the reward function {_name(function)} returned {len(rewards)} rewards for {count} completions: return one"
+            " for each"
+        )
+    return rewards
+
+
+def _name(function: RewardFunction) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))

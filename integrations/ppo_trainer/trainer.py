@@ -1,0 +1,229 @@
+"""`PPOTrainer`: the loop is the Trainer's; what PPO computes is in `adaptive_warmup.ppo`.
+
+Before the first micro-batch of an RL step comes its rollout; the Trainer's own steps update on it; after the last of
+them the step is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from adaptive_warmup.integrations.ppo_trainer.config import PPOConfig
+from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue, make_critic, make_policy, make_reference
+from adaptive_warmup.integrations.ppo_trainer.prompts import RolloutSampler, check_dataset, check_prompts
+from adaptive_warmup.integrations.ppo_trainer.rewards import RewardFunction, Scores
+from adaptive_warmup.integrations.ppo_trainer.rl_step import RLStep
+from adaptive_warmup.integrations.ppo_trainer.rollouts import RolloutTrainer
+from adaptive_warmup.ppo.environment import Environment
+from adaptive_warmup.ppo.model import ValueHead, ValueModel
+from adaptive_warmup.ppo.update import mini_batch_losses, policy_kl
+
+_LEAST = 16  # episodes to measure the policy KL on, where there are as many
+
+
+class PPOTrainer(RolloutTrainer):
+    """PPO for language models (Schulman et al. 2017, with a KL penalty to a reference), as a `transformers.Trainer`.
+
+        trainer = PPOTrainer("name/or/path", PPOConfig(...), reward_funcs=reward, train_dataset=prompts)
+        trainer.train()
+
+    All dropout is set to 0: with it the policy that is updated would not be the one that sampled. What is logged is in
+    `adaptive_warmup.ppo.METRICS`, and `rewards/<function>/mean`, `episode`, `eps` (episodes a second).
+
+    Args:
+        model: the policy, a causal LM, or its name or path.
+        args: the settings.
+        reward_funcs: `f(prompts, completions, completion_ids, trainer_state, **columns)`, which returns a number for
+            each completion, or None where it has none; or a list of them, which are added up.
+        environment: in their place, a task with turns that scores its episodes.
+        train_dataset: rows with a column `prompt` (text, or a conversation) and whatever the reward functions read; an
+            environment is told the column `answer`. Or `Problem`s, as an environment's `sample` gives them.
+        eval_dataset: the same, or a dict of them. `eval_loss` is minus `eval_objective/rlhf_reward`.
+        processing_class: the tokenizer; by default the one that belongs to the model.
+        ref_model: where the KL penalty points. By default the policy as it is now, or without its adapter.
+        value_model: the critic: a `ValueModel`, a `ValueHead` on the policy's trunk, a transformers model whose
+            transformer is taken, or its name or path. By default a copy of the policy's transformer; where the policy
+            has an adapter, a `ValueHead`.
+        peft_config: of an adapter to train in place of the policy's own weights.
+        callbacks, optimizers: as any Trainer's.
+
+    Raises:
+        ValueError, TypeError: what is missing, or does not fit, with the remedy.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: PPOConfig | None = None,
+        *,
+        reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
+        environment: Environment | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: PreTrainedModel | str | None = None,
+        value_model: ValueModel | ValueHead | PreTrainedModel | str | None = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = PPOConfig() if args is None else args
+        init = cast("dict[str, Any]", args.model_init_kwargs or {})
+        self.scores = Scores(reward_funcs, environment, args.reward_weights, args.missing_eos_penalty)
+        policy = make_policy(model, init, peft_config)
+        tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config._name_or_path)
+        _check_tokenizer(tokenizer)
+        self._check_data(policy, tokenizer, args, train_dataset, eval_dataset)
+        if args.n_gpu > 1:
+            raise ValueError(f"one process has {args.n_gpu} GPUs: use `accelerate launch`, or CUDA_VISIBLE_DEVICES=0")
+        self.algorithm = args.algorithm()
+        reference = make_reference(ref_model, policy, init)
+        critic = make_critic(value_model, policy, init)
+        super().__init__(
+            PolicyAndValue(policy, critic, args.temperature),
+            args,
+            data_collator=_as_they_are,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=[_Measures(self), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        self.reference = reference.to(args.device) if isinstance(reference, nn.Module) else reference
+        self.rl_step: RLStep | None = None
+        self.choices = torch.Generator().manual_seed(args.seed + args.process_index)  # of mini-batches
+        seed = int(torch.randint(2**31, (), generator=self.choices))
+        self.tokens = torch.Generator(args.device).manual_seed(seed)
+        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
+        self._since = time.perf_counter()
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Optimizer updates, which are the Trainer's steps, in an RL step."""
+        return self.args.updates_per_rollout
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As any Trainer's; begins with a rollout, or within one where a checkpoint was saved there."""
+        self.rl_step = None
+        self._since = time.perf_counter()
+        return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The rows of a whole rollout for each of its micro-batches."""
+        if self.train_dataset is None:
+            raise ValueError("there is no train_dataset: give PPOTrainer one, of prompts")
+        return self._get_dataloader(
+            cast(Any, self.train_dataset), "Training", self.args.local_episodes, self._get_train_sampler, True
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> RolloutSampler:
+        def epoch(rollouts: int) -> int:
+            return self.state.global_step // (rollouts * self.updates_per_rollout)
+
+        rows = len(cast(Any, self.train_dataset if train_dataset is None else train_dataset))
+        repeats = self.updates_per_rollout * self.args.gradient_accumulation_steps
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        return RolloutSampler(rows, self.algorithm.batch_size, repeats, seed, epoch)
+
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        if self.rl_step is None:
+            self.rl_step = self._begin(inputs)
+        batch, weight = self.rl_step.next()
+        return {"batch": batch, "weight": weight}
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The share of a micro-batch in the loss of its mini-batch."""
+        batch, weight = inputs["batch"], inputs["weight"]
+        policy_loss, value_loss, metrics = mini_batch_losses(self.algorithm, cast(PolicyAndValue, model), batch)
+        cast(RLStep, self.rl_step).add(metrics, weight)
+        # Gradients are averaged over the processes, and the weights add up to 1 over all of them.
+        share: Tensor = weight * self.processes
+        return share * (policy_loss + self.args.vf_coef * value_loss)
+
+    def _begin(self, rows: Sequence[Any]) -> RLStep:
+        rollout, rewards = self._rollout(rows, self.tokens)
+        batch, report = self._assess(rollout)
+        for name, known in rewards.items():
+            total, count = self._total(report["objective/scores"].new_tensor([sum(known), len(known)])).unbind()
+            report[f"rewards/{name}/mean"] = total / count
+        accumulation = self.args.gradient_accumulation_steps
+        return RLStep.begin(self.algorithm, batch, accumulation, report, self.choices, self._total)
+
+    def after_update(self) -> None:
+        """After the last update of an RL step: measure what it did, and report it."""
+        step = self.rl_step
+        if step is None or not step.finished:
+            return
+        metrics = step.averages(self._total) | step.report
+        if self.args.measure_kl:
+            with self._still():
+                some = step.batch.rows(slice(max(_LEAST, len(step.batch.returns_BT) // 4)))  # they are in random order
+                metrics["policy/kl"] = policy_kl(self.algorithm, self.model.policy, some, self._rows, self._total)
+        values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one read for all of them
+        for name, value in (*zip(metrics, values, strict=True), *self._pace()):
+            self._metrics["train"][name].append(value)
+        self.rl_step = None
+
+    def _pace(self) -> Iterator[tuple[str, float]]:
+        size, now = self.algorithm.batch_size, time.perf_counter()
+        yield "episode", float((self.state.global_step + 1) // self.updates_per_rollout * size)
+        yield "eps", size / (now - self._since)
+        yield "value_lr", float(self.optimizer.param_groups[-1]["lr"])
+        self._since = now
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the logs of training, the means over the RL steps since the last one."""
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self._metrics["train"].items()}
+        super().log(logs, start_time)
+        if "loss" in logs:  # after the callbacks have seen what was gathered by itself
+            self._metrics["train"].clear()
+
+    @staticmethod
+    def _check_data(policy: Any, tokenizer: Any, args: PPOConfig, train_dataset: Any, eval_dataset: Any) -> None:
+        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
+            if dataset is not None:
+                check_dataset(dataset, name)
+                limit = getattr(policy.config, "max_position_embeddings", None)
+                check_prompts(dataset, tokenizer, limit, args.max_completion_length)
+
+
+class _Measures(TrainerCallback):
+    """Tells the trainer that an update is done, before other callbacks ask what it did."""
+
+    def __init__(self, trainer: PPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The optimizer has stepped, the lr has not."""
+        self.trainer.after_update()
+
+
+def _as_they_are(rows: list[Any]) -> Any:
+    return rows
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-text token, which ends a completion: set"
+            " tokenizer.eos_token"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no padding token: set tokenizer.pad_token ="
+            " tokenizer.eos_token, or one that it has for nothing else"
+        )

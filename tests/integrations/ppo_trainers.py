@@ -1,0 +1,73 @@
+"""Tiny `PPOTrainer`s, on a model made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+
+from adaptive_warmup.integrations.ppo_trainer import PPOConfig, PPOTrainer
+from adaptive_warmup.ppo import Problem
+from tests.integrations.trl_trainers import low_bytes, model, tokenizer
+
+PROMPTS = Dataset.from_dict({"prompt": [f"one {i}" for i in range(64)], "answer": [str(i) for i in range(64)]})
+
+
+class Letters:
+    """A capital letter ends the first turn, upon which " ok" is inserted, and the second, which ends the episode."""
+
+    stops = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    max_turns = 1
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = []
+
+    def sample(self, count: int, seed: int, split: str = "train") -> list[Problem]:
+        return [Problem(f"one {i}", str(i)) for i in range(count)]
+
+    def reply(self, problem: Problem, response: str) -> str | None:
+        self.answers.append(problem.answer)
+        return " ok"
+
+    def score(self, problem: Problem, response: str) -> float:
+        return share(response)
+
+
+def share(text: str) -> float:
+    """The share of characters from the lower half of ASCII."""
+    return sum(ord(letter) < 64 for letter in text) / max(len(text), 1)
+
+
+def settings(folder: Path | str, **arguments: Any) -> PPOConfig:
+    plain: dict[str, Any] = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 6,
+        "learning_rate": 1e-2,
+        "value_learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return PPOConfig(str(folder), **{**plain, **arguments})
+
+
+def make(folder: Path | str, policy: Any = None, parts: dict[str, Any] | None = None, **arguments: Any) -> PPOTrainer:
+    given: dict[str, Any] = {"reward_funcs": low_bytes, "train_dataset": PROMPTS, "processing_class": tokenizer()}
+    given |= {"reward_funcs": None} if parts and "environment" in parts else {}
+    args = settings(folder, **arguments)
+    return PPOTrainer(model() if policy is None else policy, args, **{**given, **(parts or {})})
+
+
+def logged(trainer: PPOTrainer, name: str) -> list[float]:
+    return [logs[name] for logs in trainer.state.log_history if name in logs]
+
+
+def close(mine: list[Tensor], theirs: list[Tensor], atol: float) -> bool:
+    return all(a.allclose(b, rtol=0, atol=atol) for a, b in zip(mine, theirs, strict=True))

@@ -1,0 +1,300 @@
+"""`PPOTrainer` is a Trainer: checkpoints, evaluation, adapters, callbacks, reporters, several processes, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+
+from adaptive_warmup.history import read
+from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
+from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
+from adaptive_warmup.ppo import ValueHead, response_logprobs
+from tests.integrations.ppo_trainers import PROMPTS, close, logged, make, settings
+from tests.integrations.trainers import same, weights
+from tests.integrations.trl_trainers import low_bytes, model, saved, tokenizer
+from tests.processes import run_processes
+
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+CLOCKS = ("eps", "_runtime", "_per_second", "total_flos", "preparation_time", "train_loss")
+
+
+def told(trainer: PPOTrainer, after: int = 0) -> list[dict[str, float]]:
+    """The logs after a step, without what is read off a clock."""
+    history = [logs for logs in trainer.state.log_history if logs["step"] > after]
+    return [{k: v for k, v in logs.items() if not k.endswith(CLOCKS)} for logs in history]
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("step", [3, 8, 10])
+@pytest.mark.parametrize("adapter", [False, True])
+def test_resume_is_exact_to_the_bit(tmp_path: Path, step: int, adapter: bool) -> None:
+    """Steps 3 and 10 are amid an RL step of four updates; an epoch has 8."""
+    arguments: dict[str, Any] = {
+        "max_steps": 13, "per_device_train_batch_size": 4, "num_mini_batches": 2, "num_ppo_epochs": 2,
+        "gradient_accumulation_steps": 2, "lr_scheduler_type": "linear",
+    }  # fmt: skip
+    parts = {"train_dataset": PROMPTS.select(range(35)), "peft_config": LORA if adapter else None}
+
+    def run(folder: str, **extra: Any) -> PPOTrainer:
+        torch.manual_seed(0)  # of the adapter's first weights
+        return make(tmp_path / folder, parts=parts, **arguments, **extra)
+
+    whole = run("whole", save_strategy="steps", save_steps=step)
+    whole.train()
+    again = run("again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert same(weights(again), weights(whole))
+    assert told(again, after=step)[:-1] == told(whole, after=step)[:-1]
+    mine, theirs = (trainer.optimizer.state_dict()["state"] for trainer in (again, whole))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[p][name], theirs[p][name]) for p in mine for name in mine[p])
+
+
+def test_a_checkpoint_is_a_policy_with_its_value_model_beside(tmp_path: Path) -> None:
+    trainer = make(tmp_path, save_strategy="steps", save_steps=2)
+    trainer.train()
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    assert same(list(policy.state_dict().values()), list(trainer.model.policy.state_dict().values()))
+    critic = load_file(tmp_path / "checkpoint-2" / "value_model.safetensors")
+    assert all(torch.equal(critic[name], value) for name, value in trainer.model.critic.state_dict().items())
+    assert (tmp_path / "checkpoint-2" / "tokenizer.json").exists()
+
+
+def test_the_best_model_comes_back(tmp_path: Path) -> None:
+    evaluated: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = make(
+        tmp_path,
+        parts={"eval_dataset": PROMPTS.select(range(9))},
+        max_steps=3,
+        load_best_model_at_end=True,
+        **evaluated,
+    )
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    losses = logged(trainer, "eval_loss")
+    assert best.name == f"checkpoint-{losses.index(min(losses)) + 1}"
+    stored = load_file(best / "model.safetensors")
+    assert all(torch.equal(trainer.model.policy.state_dict()[name], value) for name, value in stored.items())
+    trainer.create_model_card()
+    assert "ppo" in (tmp_path / "README.md").read_text().lower()
+
+
+# Evaluation, callbacks, reporters
+
+
+def test_evaluation_repeats_itself_and_disturbs_nothing(tmp_path: Path) -> None:
+    parts = {"eval_dataset": {"few": PROMPTS.select(range(9)), "more": PROMPTS.select(range(20))}}
+    evaluated = make(tmp_path, parts=parts, eval_strategy="steps", eval_steps=1)
+    undisturbed = make(tmp_path)
+    first, second = evaluated.evaluate(), evaluated.evaluate()
+    names = ("eval_few_objective/scores", "eval_more_objective/scores", "eval_few_loss", "eval_few_objective/kl")
+    assert [first[name] for name in names] == [second[name] for name in names]
+    assert first["eval_few_loss"] == pytest.approx(-first["eval_few_objective/rlhf_reward"])
+    for trainer in (evaluated, undisturbed):
+        trainer.train()
+    assert same(weights(evaluated), weights(undisturbed))
+    assert len(logged(evaluated, "eval_few_loss")) == 2
+
+
+def test_one_decision_for_each_rl_step(tmp_path: Path) -> None:
+    warmup = AdaptiveWarmupCallback(16, log=tmp_path / "decisions.jsonl", target_kl=0.01)
+    rates: list[float] = []
+
+    class Rates(TrainerCallback):
+        def on_optimizer_step(self, *args: Any, optimizer: Any, **kwargs: Any) -> None:
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+
+    trainer = make(tmp_path, parts={"callbacks": [Rates(), warmup]}, max_steps=12, num_mini_batches=2, num_ppo_epochs=2)
+    trainer.train()
+    log = read(tmp_path / "decisions.jsonl")
+    assert warmup.regulator is not None
+    assert warmup.regulator.config.warmup_steps == 4  # RL steps of 4 updates each
+    assert [step["signals"]["kl"] for step in log.steps] == logged(trainer, "policy/kl")
+    assert [step["signals"]["kl_reward"] for step in log.steps] == logged(trainer, "objective/non_score_reward")
+    assert not any("kl_source" in step["signals"] for step in log.steps)  # it is the usual one, post_update
+    assert len(logged(trainer, "adaptive_warmup/factor")) == 12
+    assert [len(set(rates[i : i + 4])) for i in (0, 4, 8)] == [1, 1, 1]
+    assert rates[0] == pytest.approx(1e-2 / 4)
+
+
+def test_tensorboard_has_the_metrics(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make(tmp_path, report_to=["tensorboard"])
+    trainer.train()
+    folder = next(tmp_path.rglob("events.out*")).parent
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    scalars = events.Scalars("train/objective/scores")
+    assert [one.value for one in scalars] == pytest.approx(logged(trainer, "objective/scores"))
+
+
+# Models
+
+
+def test_an_adapter_learns_and_without_it_the_policy_is_the_reference(tmp_path: Path) -> None:
+    trainer = make(tmp_path, parts={"peft_config": LORA}, max_steps=4, save_strategy="steps", save_steps=4)
+    before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, tensor in trainer.model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if "lora_" in name or name.startswith("critic.")}
+    assert isinstance(trainer.model.critic, ValueHead)
+    assert abs(logged(trainer, "policy/reference_kl")[0]) < 1e-6
+    assert logged(trainer, "val/ratio")[0] == pytest.approx(1.0, abs=1e-5)  # its dropout is off
+    ids = torch.tensor(tokenizer()(["one two three"])["input_ids"])
+    inputs = ids, torch.ones_like(ids), 5
+    plain = model().eval()
+    assert torch.allclose(response_logprobs(trainer.reference, *inputs), response_logprobs(plain, *inputs), atol=1e-6)
+    assert not torch.allclose(
+        response_logprobs(trainer.model.policy, *inputs), response_logprobs(plain, *inputs), atol=1e-3
+    )
+    again = PeftModel.from_pretrained(plain, str(tmp_path / "checkpoint-4"))
+    assert torch.allclose(
+        response_logprobs(again, *inputs), response_logprobs(trainer.model.policy, *inputs), atol=1e-5
+    )
+
+
+def test_models_come_by_path(tmp_path: Path) -> None:
+    judge = AutoModelForSequenceClassification.from_pretrained(saved(), num_labels=1)
+    for value_model in (saved(), judge):
+        args = settings(tmp_path, max_steps=1)
+        trainer = PPOTrainer(
+            saved(), args, reward_funcs=low_bytes, train_dataset=PROMPTS, ref_model=saved(), value_model=value_model
+        )
+        trainer.train()
+        assert logged(trainer, "objective/scores")
+
+
+# Rewards
+
+
+def test_reward_functions_get_what_trl_gives_them(tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def first(**given: Any) -> list[float | None]:
+        seen.update(given)
+        return [None, *[1.0] * 7]
+
+    def second(completions: list[str], **_: Any) -> list[float]:
+        return [2.0] * len(completions)
+
+    trainer = make(tmp_path, parts={"reward_funcs": [first, second]}, max_steps=1, reward_weights=[1.0, 0.5])
+    trainer.train()
+    assert seen.keys() == {"prompts", "completions", "completion_ids", "trainer_state", "answer"}
+    assert [f"one {answer}" for answer in seen["answer"]] == seen["prompts"]
+    assert [tokenizer().decode(ids) for ids in seen["completion_ids"]] == seen["completions"]
+    assert logged(trainer, "objective/scores") == [pytest.approx((1.0 + 7 * 2.0) / 8)]
+    assert logged(trainer, "rewards/first/mean") == [1.0]
+    assert logged(trainer, "rewards/second/mean") == [2.0]
+
+
+def test_a_completion_that_was_cut_pays_a_penalty(tmp_path: Path) -> None:
+    rewarded = {"reward_funcs": lambda completions, **_: [1.0] * len(completions)}
+    trainer = make(tmp_path, parts=rewarded, max_steps=1, missing_eos_penalty=0.75)
+    trainer.train()
+    assert logged(trainer, "response_length") == [6.0]  # the limit: none has ended by itself
+    assert logged(trainer, "objective/scores") == [0.25]
+
+
+def test_a_conversation_goes_through_the_template(tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def reward(**given: Any) -> list[float]:
+        seen.update(given)
+        return [0.0] * 8
+
+    chat = tokenizer()
+    template, chat.chat_template = chat.chat_template, "{% for m in messages %}{{ m.content }}!{% endfor %}"
+    try:
+        data = Dataset.from_dict({"prompt": [[{"role": "user", "content": "one"}]] * 8})
+        make(tmp_path, parts={"reward_funcs": reward, "train_dataset": data}, max_steps=1).train()
+    finally:
+        chat.chat_template = template
+    assert seen["prompts"][0] == [{"role": "user", "content": "one"}]
+    assert seen["completions"][0][0]["role"] == "assistant"
+
+
+# Several processes
+
+DDP = """
+import sys, json
+import torch
+from tests.integrations.ppo_trainers import Letters, make, logged
+from tests.integrations.trl_trainers import saved
+
+torch.set_num_threads(1)
+saved()  # before the processes know of each other: then only the first would save
+size = 8
+trainer = make(sys.argv[1], parts={"environment": Letters()}, max_steps=4, num_mini_batches=2,
+    per_device_train_batch_size=size // 2, gradient_accumulation_steps=1, max_completion_length=12,
+    save_strategy="steps", save_steps=3)
+trainer.train()
+if trainer.args.process_index == 0:
+    names = ("objective/scores", "policy/kl", "grad_norm", "value/grad_norm", "loss/value_avg", "loss")
+    print(json.dumps({name: logged(trainer, name) for name in names}), file=open(sys.argv[1] + "/told.json", "w"))
+trainer.accelerator.wait_for_everyone()
+torch.save([p.detach() for p in trainer.model.parameters()], f"{sys.argv[1]}/weights{trainer.args.process_index}.pt")
+again = make(sys.argv[1], parts={"environment": Letters()}, max_steps=4, num_mini_batches=2,
+    per_device_train_batch_size=size // 2, max_completion_length=12)
+again.train(resume_from_checkpoint=sys.argv[1] + "/checkpoint-3")
+assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), trainer.model.parameters()))
+"""
+
+
+def test_two_processes_train_one_model_and_resume_to_the_bit(tmp_path: Path) -> None:
+    run_processes(DDP, tmp_path, tmp_path, timeout=400)
+    mine, theirs = (torch.load(tmp_path / f"weights{rank}.pt") for rank in range(2))
+    assert same(mine, theirs)
+    assert not close(mine, list(make(tmp_path).model.parameters()), atol=1e-3)
+    numbers = json.loads((tmp_path / "told.json").read_text())
+    assert len(numbers["policy/kl"]) == 2
+    assert min(numbers["policy/kl"]) > 0
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("parts", "arguments", "words"),
+    [
+        ({"reward_funcs": None}, {}, r"reward_funcs=None and environment=None: give one of the two"),
+        ({"reward_funcs": [3]}, {}, r"reward_funcs has 3: give functions"),
+        ({"train_dataset": Dataset.from_dict({"text": ["a"]})}, {}, r"columns 'text', and no column 'prompt': rename"),
+        ({"train_dataset": []}, {}, r"train_dataset is empty: give it at least one prompt"),
+        ({"train_dataset": iter([])}, {}, r"train_dataset is a list_iterator, of no known length"),
+        ({}, {"reward_weights": [1.0, 2.0]}, r"reward_weights=\[1.0, 2.0\]: give 1 of them"),
+        ({}, {"cliprange": -1.0}, r"cliprange=-1.0: give a positive, finite number"),
+        ({}, {"num_ppo_epochs": 0}, r"num_ppo_epochs=0: give a count of 1 or more"),
+        ({}, {"vf_coef": -0.1}, r"vf_coef=-0.1: give a finite number, 0 or more"),
+        ({}, {"max_completion_length": 63}, r"the prompt of row 0 has \d+ tokens, which with max_completion_length=63"),
+    ],
+)
+def test_bad_input_is_named_with_its_remedy(tmp_path: Path, parts: Any, arguments: Any, words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        make(tmp_path, parts=parts, **arguments)
+
+
+def test_bad_input_that_shows_as_it_trains(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has 7 prompts, and a rollout takes 8: give more prompts, or lower"):
+        make(tmp_path, parts={"train_dataset": PROMPTS.select(range(7))}).train()
+    short = {"reward_funcs": lambda completions, **_: [1.0]}
+    with pytest.raises(ValueError, match=r"<lambda> returned 1 rewards for 8 completions: return one for each"):
+        make(tmp_path, parts=short).train()
+    policy = model()
+    with pytest.raises(ValueError, match="ref_model is the policy itself"):
+        make(tmp_path, policy, parts={"ref_model": policy})
+
+
+def test_total_episodes_sets_the_steps(tmp_path: Path) -> None:
+    args = settings(tmp_path, total_episodes=33, num_mini_batches=2, num_ppo_epochs=3)
+    assert args.max_steps == 3 * 6  # three rollouts of 16
