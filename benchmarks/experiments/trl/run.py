@@ -93,8 +93,14 @@ def train(kind: str, arm: str, lr: float, seed: int) -> list[float]:
             callbacks=[AdaptiveWarmupCallback()] if adaptive else [],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+        try:
+            trainer.train()
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            print(f"{kind}, {arm}, seed {seed}: the policy predicts no number any more, and earns nothing from here on")
+    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    return rewards + [0.0] * (STEPS - len(rewards))
 
 
 def main() -> None:
