@@ -82,14 +82,45 @@ def test_grpo_under_ddp_goes_by_what_the_first_process_sees(tmp_path: Path) -> N
     assert len(set(first["lrs"])) > 2
 
 
+_LOADED = """
+from torch import distributed
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.distributed import DistributedConfig
+from tests.integrations.test_probing import texts
+from tests.integrations.trl_trainers import saved
+
+distributed.init_process_group("gloo")
+model = Qwen2ForCausalLM.from_pretrained(saved(), distributed_config=DistributedConfig(fsdp_size=2))
+warmup = AdaptiveWarmupCallback(4, target_kl=0.003)
+record, decisions = Record(warmup), Decisions()
+settings = {"model": model, "data": texts(96), "learning_rate": 0.03, "ddp_backend": "gloo", **FLAT}
+run = trainer(out, [record, warmup, decisions], **settings)
+run.train()
+tell(run, **told(run, record, decisions))
+"""
+
+
+def test_fsdp2_of_a_model_that_is_sharded_as_it_is_loaded(tmp_path: Path) -> None:
+    first, second = both(_LOADED, tmp_path)
+    assert first["sharded"]
+    for what in SAME:
+        assert first[what] == second[what]
+    assert len(first["lrs"]) == STEPS
+    assert sum(kl is not None and kl > 0 for kl in first["kls"]) > 1
+
+
 _FSDP = """
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from tests.integrations.test_probing import texts
 
-# Accelerate shards on accelerators only, and is told that this is one; all that follows is its own.
-PartialState(cpu=True, backend="gloo").distributed_type = DistributedType.MULTI_GPU
+def accelerated(self, *args, **kwargs):
+    # Accelerate shards on accelerators only, and is told that these are some; all that follows is its own.
+    found(self, *args, **kwargs)
+    self.distributed_type = DistributedType.MULTI_GPU
+
+found, PartialState.__init__ = PartialState.__init__, accelerated
 sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 sizes |= {"vocab_size": 16, "num_key_value_heads": 1, "max_position_embeddings": 32}
 
