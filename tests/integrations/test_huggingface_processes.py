@@ -87,10 +87,14 @@ from torch import distributed
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.distributed import DistributedConfig
 from tests.integrations.test_probing import texts
-from tests.integrations.trl_trainers import saved
 
 distributed.init_process_group("gloo")
-model = Qwen2ForCausalLM.from_pretrained(saved(), distributed_config=DistributedConfig(fsdp_size=2))
+sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+sizes |= {"vocab_size": 16, "num_key_value_heads": 1, "tie_word_embeddings": False}
+if distributed.get_rank() == 0:
+    Qwen2ForCausalLM(Qwen2Config(**sizes, pad_token_id=0)).save_pretrained(out / "model")
+distributed.barrier()
+model = Qwen2ForCausalLM.from_pretrained(out / "model", distributed_config=DistributedConfig(fsdp_size=2))
 warmup = AdaptiveWarmupCallback(4, target_kl=0.003)
 record, decisions = Record(warmup), Decisions()
 settings = {"model": model, "data": texts(96), "learning_rate": 0.03, "ddp_backend": "gloo", **FLAT}
