@@ -72,7 +72,8 @@ class DrivenLrs:
     def used(self) -> None:
         """The update is done: the schedule's own lr back, and ours left where the Trainer reads it for its log."""
         if not self._metric_driven:  # for the others it reads the param groups, which keep ours until the step's end
-            used = self._lrs()
+            # Of an optimizer of DeepSpeed's own the schedule has stepped already, and the groups hold its next lr.
+            used = self._written or self._lrs()
             self.put_back()
             self.schedule._last_lr = used
 
