@@ -62,5 +62,4 @@ class TwoParts(Checkpoints):
 
 
 def _norm(part: nn.Module, limit: float) -> Tensor:
-    norm = clip_grad_norm_([p for p in part.parameters() if p.grad is not None], limit)
-    return cast(Tensor, norm.full_tensor()) if hasattr(norm, "full_tensor") else norm  # FSDP2 keeps shards of it
+    return clip_grad_norm_([p for p in part.parameters() if p.grad is not None], limit)

@@ -30,11 +30,6 @@ class PolicyAndValue(ActorCritic):
         """The policy's."""
         return self.policy.device
 
-    @property
-    def _no_split_modules(self) -> Any:
-        """The layers that FSDP wraps."""
-        return self.policy._no_split_modules
-
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Of policy and critic. Forwards do not hold their activations, but compute them again in the backward."""
         for model in (self.policy, getattr(self.critic, "backbone", None)):

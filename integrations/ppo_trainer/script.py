@@ -66,7 +66,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _options(argv: Sequence[str]) -> tuple[RunArguments, PPOConfig]:
-    parser = HfArgumentParser(cast(Any, (RunArguments, PPOConfig)), prog="adaptive-warmup train")
+    parser = HfArgumentParser(
+        cast(Any, (RunArguments, PPOConfig)),
+        prog="adaptive-warmup train",
+        usage="adaptive-warmup train [--config FILE] (--task NAME | --model NAME --data FILE) [options]",
+        description="PPO with adaptive warmup. The first options are this command's, then come those of transformers'"
+        " TrainingArguments, and from --value_learning_rate on those of PPO.",
+    )
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     path = first.parse_known_args(list(argv))[0].config

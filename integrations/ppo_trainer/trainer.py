@@ -99,6 +99,11 @@ class PPOTrainer(RolloutTrainer):
             callbacks=[_Measures(self), *(callbacks or [])],
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "PPOTrainer does not sample from parameters that FSDP has sharded: use DDP (accelerate launch without"
+                " FSDP), or DeepSpeed's ZeRO-1 or -2, which shard the optimizer's state"
+            )
         self.reference = reference.to(args.device) if isinstance(reference, nn.Module) else reference
         self.rl_step: RLStep | None = None
         self.choices = torch.Generator().manual_seed(args.seed + args.process_index)  # of mini-batches
