@@ -21,16 +21,16 @@ def reward_metrics(batch: Any, *, kl_in_reward: bool) -> dict[str, float]:
     return {name: float(torch.stack(values).mean()) for name, values in sums.items() if values}
 
 
-def policy_kl(actor: Any, batch: Any, sequences: int) -> float | None:
+def policy_kl(actor: Any, batch: Any, sequences: int, temperature: float) -> float | None:
     """k3 of KL(before the step || now), nats per response token, on up to `sequences` of the step's rollout.
 
-    One pass of the actor's workers without gradients. `old_log_probs` must be those of the same workers.
+    One pass of the actor's workers without gradients, at the rollout's temperature. `old_log_probs` must be theirs.
     """
     keys = _even(_real(batch), sequences, _workers(actor))
     if not keys:
         return None
     part = batch.select_keys(keys)
-    part.extra_info |= {"calculate_entropy": False, "compute_loss": False}
+    part.extra_info |= {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
     actor.compute_log_prob(part)
     rows = _read(part, keys, "log_probs", "old_log_probs", "response_mask")
     now = response_from_nested(rows["log_probs"], rows["response_mask"]).values()

@@ -89,7 +89,8 @@ class AdaptiveWarmupTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl is un
             "bypass_mode"
         ):  # then the old log-probs are another engine's
             return None
-        return policy_kl(self.actor_rollout_wg, batch, self._options.kl_sequences)
+        temperature = self.config.actor_rollout_ref.rollout.temperature
+        return policy_kl(self.actor_rollout_wg, batch, self._options.kl_sequences, temperature)
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
