@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 VERL := .venv-verl/bin
 
-.PHONY: demo test test-faults test-verl test-dist test-matrix lint docs bench-report study-quick clean
+.PHONY: demo test test-faults test-verl test-dist lint docs bench-report study-quick clean
 
 demo: .venv/ready
 	$(BIN)/adaptive-warmup demo $(ARGS)
@@ -18,10 +18,6 @@ test-faults: .venv/ready
 # Builds the wheel and the sdist, and tries each as a user installs it, outside of the checkout.
 test-dist: .venv/ready
 	$(BIN)/python -m tools.dist
-
-# The core of the tests at the lower ends of the ranges in pyproject.toml; writes docs/versions.md.
-test-matrix: .venv/ready
-	$(BIN)/python -m tools.matrix
 
 # The verl integration, in an environment of its own.
 test-verl: .venv-verl/ready

@@ -96,5 +96,5 @@ def assert_measured(folder: Path, source: str) -> Run:
     measured = [step for step in log.steps if "kl" in step["signals"]]
     assert measured
     assert {step["signals"].get("kl_source", "post_update") for step in measured} == {source}
-    assert all("x target" in " ".join(step["reasons"]) for step in measured)
+    assert all("x the target" in " ".join(step["reasons"]) for step in measured)
     return log

@@ -101,7 +101,7 @@ def test_nan_gradient(course: Callable[..., Course]) -> None:
     assert all(metrics["skipped_updates"] == 1 for metrics in run.metrics[FROM:UNTIL])
 
 
-@fault("values", "PPO", "NaN KL, three steps", "lr held; nothing of it is learned")
+@fault("values", "PPO", "NaN KL, three steps", "lr held, then on as before")
 def test_nan_kl(course: Callable[..., Course]) -> None:
     def inject(ppo: PPO, patch: pytest.MonkeyPatch) -> None:
         scheduler: Any = ppo.scheduler
@@ -123,7 +123,12 @@ def test_infinite_loss(course: Callable[..., Course]) -> None:
     held(run, "loss")
 
 
-@fault("values", "PPO", "reward a thousand times too large, three steps", "no alarm for ever: the lr comes back")
+@fault(
+    "values",
+    "PPO",
+    "reward a thousand times too large, three steps",
+    "training goes on, the lr within a factor of ten of before",
+)
 def test_reward_glitch(course: Callable[..., Course]) -> None:
     def inject(ppo: PPO, patch: pytest.MonkeyPatch) -> None:
         honest = ppo.environment.score
@@ -134,7 +139,12 @@ def test_reward_glitch(course: Callable[..., Course]) -> None:
     assert run.factors[-1] > 0.1 * run.factors[FROM - 1]
 
 
-@fault("reports", "PPO", "a corrupted batch: prompts of noise, three steps", "the KL bounds the lr as ever")
+@fault(
+    "reports",
+    "PPO",
+    "a corrupted batch: prompts of noise, three steps",
+    "training goes on, the lr within a factor of ten of before",
+)
 def test_corrupted_batch(course: Callable[..., Course]) -> None:
     def inject(ppo: PPO, patch: pytest.MonkeyPatch) -> None:
         noise = [Problem("#<x?q" * 3, "none")] * 8
@@ -145,7 +155,7 @@ def test_corrupted_batch(course: Callable[..., Course]) -> None:
     assert run.factors[-1] > 0.1 * run.factors[FROM - 1]
 
 
-@fault("reports", "PPO", "the critic is reset", "the policy's KL bounds the lr as ever")
+@fault("reports", "PPO", "the critic is reset", "training goes on, the policy's KL below 1")
 def test_critic_reset(course: Callable[..., Course]) -> None:
     def inject(ppo: PPO, patch: pytest.MonkeyPatch) -> None:
         with torch.no_grad():

@@ -86,7 +86,12 @@ def test_doubled() -> None:
     assert factors(tell) == factors(honest)
 
 
-@fault("reports", "scheduler", "two sources of the KL, one reading 30 times too low, by turns", "the higher one rules")
+@fault(
+    "reports",
+    "scheduler",
+    "two sources of the KL, one reading 30 times too low, by turns",
+    "lr within a factor of 2.5 of what is borne",
+)
 def test_at_odds() -> None:
     used = factors(lambda scheduler, step, kl: scheduler.observe(kl=kl if step % 2 else kl / 30))
     assert max(used) < 2.5 * BEARS

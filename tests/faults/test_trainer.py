@@ -114,14 +114,24 @@ def test_reported_nan(tmp_path: Path, name: str) -> None:
     run.held(f"{name} is nan")
 
 
-@fault("values", "Trainer", "reward a thousand times too large, three steps", "the lr is what it would have been")
+@fault(
+    "values",
+    "Trainer",
+    "reward a thousand times too large, three steps",
+    "lr within a factor of five of what it would be",
+)
 def test_reward_glitch(tmp_path: Path) -> None:
     run, undisturbed = Course(tmp_path / "one", task_reward=1e3), Course(tmp_path / "other")
     run.check()
     assert run.record.lrs[-1] > 0.2 * undisturbed.record.lrs[-1]
 
 
-@fault("reports", "Trainer", "a corrupted batch: labels ten thousand times too large", "that update is cut or bounded")
+@fault(
+    "reports",
+    "Trainer",
+    "a corrupted batch: labels ten thousand times too large",
+    "training goes on, the weights below 10",
+)
 def test_corrupted_batch(tmp_path: Path) -> None:
     run = Course(tmp_path, data=rows(96, outlier=50))
     run.check()

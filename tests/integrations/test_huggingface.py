@@ -58,7 +58,7 @@ def test_linear_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_ceiling_holds_the_lr_below_the_peak(tmp_path: Path) -> None:
-    warmup = AdaptiveWarmupCallback(warmup_steps=10)
+    warmup = AdaptiveWarmupCallback(warmup_steps=10, min_target_kl=0.01)
     record = Record(warmup)
     trainer(tmp_path, [record, Plant(record, warmup, bears=0.3 * PEAK), warmup], max_steps=30, **FLAT).train()
     # The first update runs at a tenth of the peak; its KL tells the gain, exactly, and .3 is what the run bears.
@@ -72,7 +72,7 @@ def test_a_ceiling_holds_the_lr_below_the_peak(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_schedule_lies_on_top_of_the_ceiling(tmp_path: Path, schedule: str) -> None:
-    warmup = AdaptiveWarmupCallback()
+    warmup = AdaptiveWarmupCallback(min_target_kl=0.01)
     record = Record(warmup)
     # A factor of .5 is borne at the peak, and the KL target falls and rises with the square of the schedule.
     lrs = scheduled(schedule)
@@ -97,7 +97,7 @@ def test_a_safe_kl_shortens_the_warmup_and_never_exceeds_the_schedule(tmp_path: 
 
 
 def test_signals_from_within_compute_loss_meet_the_lr_of_that_very_step(tmp_path: Path) -> None:
-    warmup = AdaptiveWarmupCallback(warmup_steps=10)
+    warmup = AdaptiveWarmupCallback(warmup_steps=10, min_target_kl=0.01)
     record = Record(warmup)
 
     class Own(Trainer):
@@ -210,15 +210,15 @@ def test_a_group_added_within_a_step_joins_in(tmp_path: Path) -> None:
 def test_the_trainers_warmup_is_replaced_and_not_doubled(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, theirs: float, signals: bool
 ) -> None:
-    warmup = AdaptiveWarmupCallback()
+    warmup = AdaptiveWarmupCallback(min_target_kl=0.01)
     record = Record(warmup)
     plants = [Plant(record, warmup, bears=PEAK)] if signals else []
     with caplog.at_level(logging.INFO, "adaptive_warmup"):
         trainer(tmp_path, [record, *plants, warmup], max_steps=20, warmup_steps=theirs).train()
     assert "nominal warmup 4 steps (the Trainer's warmup_steps); replaces the Trainer's ramp of 4 steps" in caplog.text
     decay = [(20 - t) / 16 * PEAK for t in range(4, 20)]
-    # With signals at most as long: 1/4 * 4^(t/3) is the fastest rise from a quarter in four steps.
-    rise = [0.25, 4 ** (1 / 3) / 4, 4 ** (2 / 3) / 4, 1.0] if signals else [0.25, 0.5, 0.75, 1.0]
+    # With signals at most as long: 1/4 * 4^(t/2) is the fastest rise from a quarter, in three steps.
+    rise = [0.25, 0.5, 1.0, 1.0] if signals else [0.25, 0.5, 0.75, 1.0]
     assert record.lrs == pytest.approx([PEAK * up for up in rise] + decay)
 
 

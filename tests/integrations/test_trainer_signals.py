@@ -79,7 +79,7 @@ def test_every_steps_signals_are_those_that_would_be_logged_at_every_step(
     assert [one.loss for one in seen] == pytest.approx(bare.logged("loss"), abs=1e-4)  # OnlineDPO rounds it
     reported = {"lr_scale", "kl_source", "loss", "grad_norm", *LOGGED[host]}
     reported |= {"kl_reward"} if host in ("RLOO", "OnlineDPO") else set()
-    assert {name for name in Signals.__slots__ if getattr(seen[-1], name) is not None} == reported
+    assert {name for name in Signals._fields if getattr(seen[-1], name) is not None} == reported
 
 
 # --- The KL reward, which follows from what is logged ---

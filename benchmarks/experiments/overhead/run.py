@@ -24,8 +24,6 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
-
-sys.path.insert(0, str(Path(__file__).parents[3]))  # run as a script, it does not find what stands beside it
 from benchmarks.experiments.overhead.sweep import (
     BLOCK,
     GROUPS,
