@@ -173,7 +173,7 @@ def test_a_schedule_of_the_users_own_keeps_its_shape(tmp_path: Path, name: str) 
 @pytest.mark.parametrize("name", ["cosine", "one_cycle", "plateau"])
 def test_the_peak_is_that_of_the_users_own_schedule(tmp_path: Path, name: str) -> None:
     """What the run bears is a share of the highest lr of the schedule, whatever `args.learning_rate` says."""
-    model, warmup = Line(), AdaptiveWarmupCallback(WARMUP)
+    model, warmup = Line(), AdaptiveWarmupCallback(WARMUP, min_target_kl=0.01)
     record = Record(warmup)
     optimizer = SGD(model.parameters(), lr=PEAK, momentum=0.9)
     schedule = ReduceLROnPlateau(optimizer, patience=99) if name == "plateau" else CUSTOM[name](optimizer)

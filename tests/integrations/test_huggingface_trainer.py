@@ -138,7 +138,7 @@ def test_harmless(tmp_path: Path, schedule: str) -> None:
 
 
 def test_bf16_autocast(tmp_path: Path) -> None:
-    warmup = AdaptiveWarmupCallback(4)
+    warmup = AdaptiveWarmupCallback(4, min_target_kl=0.01)
     record = Record(warmup)
     trainer(tmp_path, [record, Plant(record, warmup, bears=PEAK), warmup], bf16=True, **FLAT).train()
     assert record.lrs[-1] == pytest.approx(PEAK)
@@ -221,7 +221,7 @@ from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from tests.integrations.trainers import FLAT, Record, Told, trainer, weights
 
 out = Path(sys.argv[1])
-warmup = AdaptiveWarmupCallback(8)
+warmup = AdaptiveWarmupCallback(8, min_target_kl=0.01)
 record = Record(warmup)
 run = trainer(out, [record, Told(warmup), warmup], ddp_backend="gloo", **FLAT)
 run.train()

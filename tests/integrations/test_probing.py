@@ -144,7 +144,7 @@ def test_at_the_same_lrs_the_weights_are_the_same_to_the_bit(tmp_path: Path, bf1
 
 def test_a_host_that_reports_a_kl_of_its_own_needs_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     probe = steady(every=2)
-    warmup = AdaptiveWarmupCallback(4, probe=probe)
+    warmup = AdaptiveWarmupCallback(4, probe=probe, min_target_kl=0.01)
     record = Record(warmup)
     with caplog.at_level(logging.INFO, "adaptive_warmup"):
         trainer(

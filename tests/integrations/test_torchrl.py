@@ -211,7 +211,7 @@ def test_past_what_the_run_bears_it_cuts_the_lr_and_learns_as_torchrls_own_rule_
         run.train()
         ends[arm] = run.optimizer.param_groups[0]["lr"]
     assert hook.decision.step == 8
-    assert "x target" in hook.decision.reasons[0]
+    assert "x the target" in hook.decision.reasons[0]
     assert rule.last_kl == pytest.approx(kls["KLAdaptiveLR"][-1])
     assert max(ends.values()) < 0.05
     assert kls["adaptive"][0] < 0.3 * kls["KLAdaptiveLR"][0], "only a low start spares the run its first update"
