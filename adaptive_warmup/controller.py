@@ -177,7 +177,7 @@ class Decision(NamedTuple):
         progress: how far the warmup has come, in [0, 1]: the highest factor so far; never falls.
         phase: `warmup` (rising), `holding` (an alarm forbids rising), `backing_off` (falling), `at_ceiling` (held
             below the peak by what the run bears), `done` (at the peak).
-        ceiling: the factor that the run is estimated to bear, above 1 where it would bear more than the peak; None
+        ceiling: the factor whose KL is estimated to meet the target, above 1 where the peak's would be less; None
             where no KL has said.
         expected_end: the step at which the warmup should finish; None where nothing says that it will.
         reasons: short sentences, the decisive one first.

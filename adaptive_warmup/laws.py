@@ -1,7 +1,7 @@
 """Laws: how the factor moves. A law is a function of the config, the state, the signals and what the alarms found.
 
 Each returns a `Move`; the controller clips its factor to [config.floor, 1] and does the rest. To add a law, write one
-and enter it in `LAWS`; the contract suite in tests/test_controller.py then runs on it.
+and enter it in `LAWS`; `adaptive_warmup.testing.check_law` checks it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from adaptive_warmup import Config, report
+from tests.plant import steady
 from tests.test_report import COLLAPSING, RISING, logged
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -33,7 +34,7 @@ def browser() -> Iterator[Any]:
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     runs = [
-        logged(folder / "held.jsonl", RISING, Config(20), grad_norm=1.0),
+        logged(folder / "held.jsonl", RISING, steady(20), grad_norm=1.0),
         logged(folder / "fallen <i>&.jsonl", COLLAPSING, Config(20), grad_norm=2.0),
         logged(folder / f"{'long-name-' * 8}.jsonl", RISING, Config(20, law="linear")),
     ]
@@ -87,7 +88,7 @@ def test_all_panels_are_drawn_for_all_runs(visit: Any) -> None:
     )
     assert len([path for path in drawn if path and len(path) > 20]) == 7  # three lrs, two ceilings, two nominal warmups
     assert page.locator("#phases .bars path").count() >= 6
-    assert "this run bears at most 3.0e-3" in page.inner_text("ul >> nth=0")
+    assert "the ceiling at lr 3.0e-3" in page.inner_text("ul >> nth=0")
     assert page.locator("tbody tr").count() == 3
     assert page.title() == "adaptive-warmup"
     assert all(page.locator(f"#{panel}").get_attribute("aria-label") for panel in PANELS)
@@ -98,8 +99,8 @@ def test_hovering_shows_the_decision_its_reasons_and_alarms(visit: Any) -> None:
     said = hover(page, "lr", 0, 50)
     assert "step 50: Learning rate 0.00300" in said
     assert "at_ceiling, next at 0.3 of the schedule" in said
-    assert "kl 0.01 is 1 x target: holding at 0.3" in said
-    assert "nominal 0.0100, estimated to bear 0.00300" in said
+    assert "kl 0.01 is 1 x the target 0.01: holding at 0.3" in said
+    assert "nominal 0.0100, ceiling 0.00300" in said
     rung = page.evaluate("data.panels[0].marks.find(mark => mark.run === 1 && mark.kind === 'alarm').step")
     said = hover(page, "lr", 1, rung)
     assert "fallen <i>&" in said  # as text, not as a tag
