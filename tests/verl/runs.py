@@ -83,6 +83,7 @@ def settings(folder: Path, out: Path) -> dict[str, Any]:
         "trainer.val_before_train": False,
         "trainer.default_local_dir": out / "checkpoints",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+        "+ray_kwargs.ray_init.address": "local",
         "ray_kwargs.ray_init.num_cpus": 16,
         "+ray_kwargs.ray_init.num_gpus": 2,
         "+ray_kwargs.ray_init.include_dashboard": False,
