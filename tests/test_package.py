@@ -14,7 +14,8 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 def test_every_package_is_listed() -> None:
     listed = re.findall(r'^  "(adaptive_warmup[\w.]*)",$', PYPROJECT, flags=re.MULTILINE)
     found = [path.parent.relative_to(ROOT) for path in (ROOT / "adaptive_warmup").rglob("__init__.py")]
-    names = {".".join(path.parts) for path in found} | {"adaptive_warmup.integrations"}
+    hosts = ["adaptive_warmup" / path.parent.relative_to(ROOT) for path in (ROOT / "integrations").rglob("__init__.py")]
+    names = {".".join(path.parts) for path in (*found, *hosts)}
     assert sorted(listed) == sorted(names)
 
 
