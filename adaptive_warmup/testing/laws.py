@@ -34,9 +34,13 @@ _any_signals = st.builds(
     lr_scale=st.floats(0.0, 2.0) | _anything.filter(lambda x: x is not None),
 )
 _healthy_signals = st.builds(
-    Signals, kl=st.none() | _positive, task_reward=st.none() | _ordinary, kl_reward=st.none() | _ordinary,
+    Signals,
+    kl=st.none() | _positive,
+    kl_source=st.just("post_update"),
+    task_reward=st.none() | _ordinary,
+    kl_reward=st.none() | _ordinary,
     grad_norm=st.none() | _positive,
-)  # fmt: skip
+)
 
 
 def _configs(law: str) -> st.SearchStrategy[Config]:
