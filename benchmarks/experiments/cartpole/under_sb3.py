@@ -51,7 +51,7 @@ def train(run: Run) -> list[dict[str, Any]]:
         device="cpu",
     )
     if run.arm.name == "adaptive":
-        warmup = AdaptiveWarmupCallback(WARMUP, target_kl=TARGET_KL)
+        warmup = AdaptiveWarmupCallback(WARMUP, target_kl=TARGET_KL, min_target_kl=TARGET_KL)
     else:  # at warmup_steps=1 the blind law leaves the lr alone: here to measure the KL
         warmup = AdaptiveWarmupCallback(1, law="linear")
     record = Record(warmup)

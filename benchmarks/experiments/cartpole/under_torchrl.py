@@ -53,7 +53,8 @@ def train(run: Run) -> list[dict[str, Any]]:
     rule = KLAdaptiveLR(trainer.optimizer, TARGET_KL, max_lr=run.lr) if run.arm.name.startswith("KL") else None
     record = Record(trainer, rule)
     if run.arm.name == "adaptive":
-        AdaptiveWarmupHook(AdaptiveWarmup(trainer.optimizer, WARMUP, target_kl=TARGET_KL)).register(trainer)
+        warmup = AdaptiveWarmup(trainer.optimizer, WARMUP, target_kl=TARGET_KL, min_target_kl=TARGET_KL)
+        AdaptiveWarmupHook(warmup).register(trainer)
     trainer.train()
     return record.steps
 
