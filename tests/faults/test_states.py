@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_warmup import AdaptiveWarmup
+from adaptive_warmup.controller import VERSION
 from adaptive_warmup.history import read, replay
 from tests.faults.catalogue import ALL, fault
 from tests.optimizers import drive, lively, optimizer_of
@@ -146,7 +147,7 @@ class Hostile:
 @fault("states", "scheduler", "a state file that would run code", "refused unread by `torch.load(weights_only=True)`")
 def test_hostile(tmp_path: Path) -> None:
     file = io.BytesIO()
-    torch.save({"version": 1, "checksum": Hostile(tmp_path / "ran")}, file)
+    torch.save({"version": VERSION, "checksum": Hostile(tmp_path / "ran")}, file)
     assert loaded(file.getvalue()) is None
     assert not (tmp_path / "ran").exists()
     file.seek(0)

@@ -7,10 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-# They import one another by plain names: verl brings a package called `tests` along.
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-if importlib.util.find_spec("verl"):
+_found = importlib.util.find_spec("verl")
+if _found and _found.origin:  # this folder itself may look like a package of that name
+    # The tests import one another by plain names: verl brings a package called `tests` along.
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     from environment import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
