@@ -37,7 +37,7 @@ def mean(values: list[float]) -> float:
 def claims(found: Rewards) -> list[Claim]:
     """Against the best fixed ratio of the same trainer and peak, by its mean over the seeds."""
     made = []
-    for trainer, lr in RUINOUS.items():
+    for trainer, lr in [(trainer, lr) for trainer, lrs in RUINOUS.items() for lr in lrs]:
         ours = [end(run) for run in found[trainer, ADAPTIVE, lr]]
         best = max(mean([end(run) for run in found[trainer, arm, lr]]) for arm in FIXED)
         leads = [value - best for value in ours]
@@ -55,7 +55,7 @@ def claims(found: Rewards) -> list[Claim]:
 def table(found: Rewards) -> str:
     rows = []
     for trainer in RUINOUS:
-        for lr in (RUINOUS[trainer], SAFE[trainer]):
+        for lr in (*RUINOUS[trainer], SAFE[trainer]):
             for arm in ARMS:
                 runs = found[trainer, arm, lr]
                 ends = ", ".join(f"{end(run):.2f}" for run in runs)
