@@ -53,7 +53,8 @@ class PPOTrainer(RolloutTrainer):
             transformer is taken, or its name or path. By default a copy of the policy's transformer; where the policy
             has an adapter, a `ValueHead`.
         peft_config: of an adapter to train in place of the policy's own weights.
-        callbacks, optimizers: as any Trainer's.
+        callbacks: as any Trainer's.
+        optimizers: as any Trainer's.
 
     Raises:
         ValueError, TypeError: what is missing, or does not fit, with the remedy.
