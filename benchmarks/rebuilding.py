@@ -5,7 +5,8 @@ have; run as a module it writes them, and `tests/test_benchmarks.py` compares.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,17 @@ def between(text: str, begin: str, end: str, new: str) -> str:
     """`text` with what stands between two marks replaced."""
     before, rest = text.split(begin)
     return before + begin + new + end + rest.split(end, 1)[1]
+
+
+@contextmanager
+def drawing(salt: str) -> Iterator[None]:
+    """The style of the figures, the same whatever was drawn before; `salt` makes the ids in the SVG repeat."""
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({"svg.hashsalt": salt, "svg.fonttype": "none", "font.size": 9})
+        yield
 
 
 def svg(figure: Figure, **how: Any) -> str:

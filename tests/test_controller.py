@@ -12,17 +12,10 @@ import numpy as np
 import pytest
 
 from adaptive_warmup import controller
-from adaptive_warmup.controller import Config, Decision, State
+from adaptive_warmup.controller import Config, State
 from adaptive_warmup.signals import Signals
+from adaptive_warmup.testing.laws import decide
 from tests.plant import Plant, factors, run, steady
-
-
-def decide(config: Config, stream: list[Signals]) -> list[Decision]:
-    state, decisions = controller.start(config), []
-    for signals in stream:
-        state, decision = controller.step(config, state, signals)
-        decisions.append(decision)
-    return decisions
 
 
 @pytest.mark.parametrize("signal", ["kl", "task_reward", "grad_norm", "loss"])

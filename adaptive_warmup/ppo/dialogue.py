@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from adaptive_warmup.ppo.environment import Environment, Problem
+from adaptive_warmup.ppo.environment import Problem, Turns
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Episode:
 class Dialogue:
     """The environment's side of an episode, in tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, environment: Environment) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, environment: Turns) -> None:
         self.tokenizer, self.environment = tokenizer, environment
         self.eos: int | None = tokenizer.eos_token_id
         self.pad: int = next((i for i in (tokenizer.pad_token_id, self.eos) if i is not None), 0)

@@ -26,8 +26,8 @@ class Problem:
     answer: Any
 
 
-class Environment(Protocol):
-    """A task. Implementations hold no state of an episode, so any number of episodes may run at once."""
+class Turns(Protocol):
+    """The course of an episode. Implementations hold no state of one, so any number of episodes may run at once."""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -39,12 +39,16 @@ class Environment(Protocol):
         """Replies given at most in one episode; the first stop after the last one ends it."""
         ...
 
-    def sample(self, count: int, seed: int, split: Split = "train") -> list[Problem]:
-        """`count` problems of the split; the same seed gives the same problems."""
-        ...
-
     def reply(self, problem: Problem, response: str) -> str | None:
         """The text inserted after `response` (all turns so far), or None where the episode ends."""
+        ...
+
+
+class Environment(Turns, Protocol):
+    """A task: episodes, their problems and their scores."""
+
+    def sample(self, count: int, seed: int, split: Split = "train") -> list[Problem]:
+        """`count` problems of the split; the same seed gives the same problems."""
         ...
 
     def score(self, problem: Problem, response: str) -> float:

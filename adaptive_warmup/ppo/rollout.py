@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adaptive_warmup.ppo.cache import make_room
 from adaptive_warmup.ppo.dialogue import Dialogue, Episode
-from adaptive_warmup.ppo.environment import Environment, Problem
+from adaptive_warmup.ppo.environment import Environment, Problem, Turns
 from adaptive_warmup.ppo.model import position_ids
 
 
@@ -88,7 +88,7 @@ def rollout(
 def sample_episodes(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    environment: Environment,
+    environment: Turns,
     problems: Sequence[Problem],
     *,
     max_response_tokens: int,

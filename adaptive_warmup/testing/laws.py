@@ -47,7 +47,8 @@ def _configs(law: str) -> st.SearchStrategy[Config]:
     return st.builds(Config, warmup_steps=st.integers(1, 300), law=st.just(law), guard=st.booleans())
 
 
-def _decide(config: Config, stream: list[Signals]) -> list[Decision]:
+def decide(config: Config, stream: list[Signals]) -> list[Decision]:
+    """The decisions on a stream of signals, from the start."""
     state, decisions = controller.start(config), []
     for signals in stream:
         state, decision = controller.step(config, state, signals)
@@ -67,7 +68,7 @@ def nominal_without_signals(law: str) -> None:
 
     @given(_configs(law), st.integers(0, 400))
     def check(config: Config, steps: int) -> None:
-        factors = [controller.start(config).factor, *(d.factor for d in _decide(config, [Signals()] * steps))]
+        factors = [controller.start(config).factor, *(d.factor for d in decide(config, [Signals()] * steps))]
         assert factors == [min(1.0, (t + 1) / config.warmup_steps) for t in range(steps + 1)]
 
     check()
@@ -79,7 +80,7 @@ def in_bounds_on_any_signals(law: str) -> None:
     @given(_configs(law), st.lists(_any_signals, max_size=40))
     def check(config: Config, stream: list[Signals]) -> None:
         progress = 0.0
-        for number, decision in enumerate(_decide(config, stream), start=1):
+        for number, decision in enumerate(decide(config, stream), start=1):
             assert config.floor <= decision.factor <= 1.0
             assert decision.factor > 0.0
             assert decision.step == number
@@ -113,7 +114,7 @@ def blind_to_the_size_of_grad_norms(law: str) -> None:
     def check(config: Config, stream: list[Signals], power: int) -> None:
         plain = [signals._replace(kl_reward=None) for signals in stream]
         scaled = [s if s.grad_norm is None else s._replace(grad_norm=s.grad_norm * 2.0**power) for s in plain]
-        _same(_decide(config, plain), _decide(config, scaled))
+        _same(decide(config, plain), decide(config, scaled))
 
     check()
 
@@ -127,7 +128,7 @@ def blind_to_the_scale_of_rewards(law: str) -> None:
     def check(config: Config, rewards: list[int], shift: int, power: int) -> None:
         plain = [Signals(task_reward=float(r)) for r in rewards]
         moved = [Signals(task_reward=(r + shift) * 2.0**power) for r in rewards]
-        _same(_decide(config, plain), _decide(config, moved))
+        _same(decide(config, plain), decide(config, moved))
 
     check()
 
@@ -155,7 +156,7 @@ def pure(law: str) -> None:
 
     @given(_configs(law), st.lists(_any_signals, min_size=1, max_size=25))
     def check(config: Config, stream: list[Signals]) -> None:
-        assert repr(_decide(config, stream)) == repr(_decide(config, stream))
+        assert repr(decide(config, stream)) == repr(decide(config, stream))
 
     check()
 

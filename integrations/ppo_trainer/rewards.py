@@ -5,29 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adaptive_warmup.ppo.environment import Environment, Problem, Split
+from adaptive_warmup.ppo.environment import Environment, Problem, Turns
 from adaptive_warmup.ppo.rollout import Episodes
 
 RewardFunction = Callable[..., Sequence[float | None]]
 
 
 class OneTurn:
-    """The environment of plain completions: nothing is inserted, and reward functions score."""
+    """Those of plain completions: nothing is inserted."""
 
     stops: tuple[str, ...] = ()
     max_turns = 0
 
-    def sample(self, count: int, seed: int, split: Split = "train") -> list[Problem]:
-        """There are none but the dataset's."""
-        raise NotImplementedError("the prompts are those of the dataset")
-
     def reply(self, problem: Problem, response: str) -> str | None:
         """Nothing."""
         return None
-
-    def score(self, problem: Problem, response: str) -> float:
-        """The reward functions do."""
-        raise NotImplementedError("reward functions score here")
 
 
 class Scores:
@@ -63,7 +55,8 @@ class Scores:
         if weights is not None and len(weights) != len(listed):
             raise ValueError(f"reward_weights={weights!r}: give {len(listed)} of them, one for each reward function")
         self.functions, self.weights, self.penalty = listed, weights or [1.0] * len(listed), penalty or 0.0
-        self.environment: Environment = environment or OneTurn()
+        self.environment = environment
+        self.turns: Turns = environment or OneTurn()
 
     def __call__(self, episodes: Episodes, state: Any) -> tuple[list[float], dict[str, list[float]]]:
         """The scores, and by its metric's name the rewards of each function, without those that it left out (None).
@@ -71,7 +64,7 @@ class Scores:
         Raises:
             TypeError, ValueError: a function returns no list of numbers, or one of another length.
         """
-        if self.functions:
+        if self.environment is None:
             given = _given(episodes, state)
             columns = {
                 _name(function): _rewards(function, given, len(episodes.problems)) for function in self.functions

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from adaptive_warmup.integrations.ppo_trainer.gradients import TwoParts
 from adaptive_warmup.integrations.ppo_trainer.prompts import problem
-from adaptive_warmup.integrations.ppo_trainer.rewards import OneTurn, Scores
+from adaptive_warmup.integrations.ppo_trainer.rewards import Scores
 from adaptive_warmup.ppo.config import PPOConfig as Algorithm
 from adaptive_warmup.ppo.model import LanguageModel
 from adaptive_warmup.ppo.rollout import Rollout, sample_episodes
@@ -29,12 +29,12 @@ class RolloutTrainer(TwoParts):
     scores: Scores
 
     def _rollout(self, rows: Sequence[Any], generator: torch.Generator) -> tuple[Rollout, dict[str, list[float]]]:
-        column = None if isinstance(self.scores.environment, OneTurn) else "answer"
+        column = None if self.scores.environment is None else "answer"
         with self._still():
             episodes = sample_episodes(
                 self.model.policy,
                 self.processing_class,
-                self.scores.environment,
+                self.scores.turns,
                 [problem(row, self.processing_class, column) for row in rows],
                 max_response_tokens=self.algorithm.max_response_tokens,
                 temperature=self.algorithm.temperature,

@@ -85,9 +85,8 @@ class AdaptiveWarmupTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl is un
 
     def _measured_kl(self, batch: Any) -> float | None:
         corrected = self.config.algorithm.get("rollout_correction") or {}
-        if not self._options.kl_sequences or corrected.get(
-            "bypass_mode"
-        ):  # then the old log-probs are another engine's
+        bypassed = corrected.get("bypass_mode")  # the old log-probs are another engine's
+        if not self._options.kl_sequences or bypassed:
             return None
         temperature = self.config.actor_rollout_ref.rollout.temperature
         return policy_kl(self.actor_rollout_wg, batch, self._options.kl_sequences, temperature)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import cast
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -17,7 +16,7 @@ from benchmarks.experiments.stability import profiles
 from benchmarks.experiments.stability.claims import SOUND, claims
 from benchmarks.experiments.stability.measures import iqm
 from benchmarks.experiments.stability.table import Table, load
-from benchmarks.rebuilding import RESULTS, ROOT, Claim, between, markdown, summary_file, svg, write
+from benchmarks.rebuilding import RESULTS, ROOT, Claim, between, drawing, markdown, summary_file, svg, write
 
 SUMMARY = RESULTS / "stability" / "summary.json"
 DOCS = ROOT / "docs"
@@ -75,9 +74,7 @@ def claims_table(found: list[Claim]) -> str:
 
 def figure(table: Table) -> str:
     """Area under the score against the peak lr, a panel for each task, as SVG; on white, for dark pages too."""
-    with mpl.rc_context():  # the same whatever was drawn before
-        mpl.rcdefaults()
-        mpl.rcParams.update({"svg.hashsalt": "stability", "svg.fonttype": "none", "font.size": 9})
+    with drawing("stability"):
         picture = Figure()
         _draw(picture, table)
         return svg(picture, facecolor="white")

@@ -7,14 +7,13 @@ peaks against the arm's own best one (Wortsman et al. 2023, there for losses).
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.experiments.stability.claims import FIXED, SOUND
 from benchmarks.experiments.stability.measures import iqm
 from benchmarks.experiments.stability.table import Table
-from benchmarks.rebuilding import markdown, svg
+from benchmarks.rebuilding import drawing, markdown, svg
 
 
 def normalised(table: Table, arm: str) -> dict[tuple[str, float], list[float]]:
@@ -58,9 +57,7 @@ def summary(table: Table) -> str:
 
 def figure(table: Table, arms: tuple[str, ...], colours: tuple[str, ...], dashes: tuple[str, ...]) -> str:
     """Performance profiles as SVG."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update({"svg.hashsalt": "stability", "svg.fonttype": "none", "font.size": 9})
+    with drawing("stability"):
         picture = Figure(figsize=(7.6, 3.2))
         axes = picture.subplots()
         levels = np.linspace(0.0, 1.1, 221)
