@@ -40,10 +40,11 @@ def edge() -> Figure:
         draw(kl, run, run.signal("kl"), linewidth=1.0)
     adaptive = arms("seed-1")[-1]
     lr.plot(*bears(adaptive), color=COLOURS["adaptive"], linewidth=1.0, linestyle=":")
-    kl.axhline(adaptive.config.target_kl, color=GREY, linestyle=":", linewidth=1.0)
+    targets = [adaptive.config.target_at(step["step"]) for step in adaptive.steps]
+    kl.plot([step["step"] for step in adaptive.steps], targets, color=GREY, linestyle=":", linewidth=1.0)
     kl.set_ylim(1e-5, 30)
     title(score, "task reward")
-    title(lr, "learning rate; dotted: what the adaptive run is estimated to bear", log=True)
+    title(lr, "learning rate; dotted: the adaptive run's ceiling", log=True)
     title(kl, "policy KL, nats per token; dotted: the target", log=True)
     return finished(figure, score, kl)
 
