@@ -142,6 +142,65 @@ def test_the_rule_of_torchrl_moves_by_its_factor() -> None:
     assert driver.rate == pytest.approx(0.1)
 
 
+def rates(arm: str, scores: np.ndarray) -> np.ndarray:
+    """The lr of each step of a run whose task reward is `scores`, at peak 1."""
+    driver, used = ARMS[arm](Plan(peak=1.0, steps=len(scores))), []
+    for score in scores:
+        used.append(driver.rate)
+        driver.step({"task_reward": float(score)})
+    return np.array(used)
+
+
+def test_autowu_stays_where_the_loss_was_lowest() -> None:
+    noise = 0.02 * np.random.default_rng(0).normal(size=100)
+    rising = rates("AutoWU", np.linspace(0.2, 0.8, 100) + noise)
+    assert rising[[0, 25, 50, 79]] == pytest.approx([1e-3, 1e-3**0.5, 1.0, 1.0])  # nothing says stop: half of the run
+    assert rising[90] == pytest.approx(0.5)  # in the midst of the last fifth's cosine
+    best = 20
+    fallen = rates("AutoWU", 0.8 - 0.02 * np.abs(np.arange(100) - best) + noise)
+    assert fallen[best:45].max() > 3 * fallen[60]  # it went on for some tests, and came back
+    assert fallen[60] == pytest.approx(1e-3 ** (1 - best / 50), rel=0.5)
+
+
+def test_zclip_clips_an_outlier_to_the_usual_and_all_else_at_one() -> None:
+    clip = ARMS["ratio 0.285 ZClip"](Plan(peak=1.0, steps=40)).clip
+    assert clip is not None
+
+    def clipped(norm: float) -> float:
+        gradient = torch.full((4,), norm / 2)
+        clip(gradient)
+        return float(gradient.norm())
+
+    usual = [clipped(0.1 + 0.001 * (step % 5)) for step in range(60)]
+    assert usual[-5:] == pytest.approx([0.1, 0.101, 0.102, 0.103, 0.104])
+    assert clipped(0.9) < 0.2
+    clip = ARMS["ratio 0.285 ZClip"](Plan(peak=1.0, steps=40)).clip
+    assert clipped(3.0) == pytest.approx(1.0)  # without a history there are no outliers
+
+
+def test_the_kl_coefficient_follows_the_kl_to_the_reference() -> None:
+    driver = ARMS["ratio 0.285 adaptive KL coefficient"](Plan(peak=1.0, steps=100, kl_coef=0.02))
+    pace = 1 / (100 * 10_000 / (512 * 1005))
+    driver.step({"reference_kl": 0.11})  # a tenth above verl's target
+    assert driver.kl_coef == pytest.approx(0.02 * (1 + 0.1 * pace))
+    driver.step({"reference_kl": 5.0})
+    assert driver.kl_coef == pytest.approx(0.02 * (1 + 0.1 * pace) * (1 + 0.2 * pace))
+    assert driver.rate == pytest.approx(3 / 28)
+
+
+def test_each_run_has_its_own_coefficient_and_clipping() -> None:
+    made, starts = world("chain_sum"), references("chain_sum")
+    clips = {1: lambda gradient: gradient.zero_()}
+    both = Runs(made, shape_of(made), [starts[0], starts[0], starts[0]], [0, 0, 0], epochs=1, clips=clips)
+    both.kl_coef_R[2] = 1.0
+    first = both.flat_RW.detach().clone()
+    both.step([1e-3, 1e-3, 1e-3])
+    moved = (both.flat_RW.detach() - first).abs().max(1).values
+    assert moved[1] == 0 < moved[0]
+    rewards = both.step([1e-3, 1e-3, 1e-3])["kl_reward"]
+    assert rewards[2] != rewards[0]
+
+
 def test_a_slice_is_kept_and_read_back(tmp_path: Path) -> None:
     part = Slice("chain_sum", "ours", (0, 1))
     keep(part, run(part, steps=45, peaks=(1e-3, 1e-1), progress=False), tmp_path)

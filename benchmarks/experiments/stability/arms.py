@@ -10,9 +10,17 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from adaptive_warmup import AdaptiveWarmup
+from benchmarks.experiments.stability.autowu import autowu
 from benchmarks.experiments.stability.driver import Arm, Driver, Plan, cosine, scheduled
 from benchmarks.experiments.stability.engine import MINI_BATCHES
-from benchmarks.experiments.stability.peers import SKRL_TARGET, exponential, greedy, kl_adaptive
+from benchmarks.experiments.stability.peers import (
+    SKRL_TARGET,
+    adaptive_coefficient,
+    clipping_outliers,
+    exponential,
+    greedy,
+    kl_adaptive,
+)
 from benchmarks.experiments.stability.table import load
 
 NOMINAL = 0.285  # of the steps: the nominal warmup that ours starts from, Search-R1's later choice
@@ -102,6 +110,9 @@ ARMS: dict[str, Arm] = {
     "GreedyLR": greedy,
     "pytorch_warmup": exponential,
     "RAdam": ratio(0.0),
+    "AutoWU": autowu,
+    "ratio 0.285 ZClip": clipping_outliers(ratio(0.285)),
+    "ratio 0.285 adaptive KL coefficient": adaptive_coefficient(ratio(0.285)),
     "ours": ours(),
     "ours cosine": ours(decay=True),
     # The law as it was before its target fell over the run and its warmup could end after three steps.

@@ -7,26 +7,40 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+
+from benchmarks.experiments.stability.engine import Clip
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the user of one run has settled: the peak of the learning rate, the RL steps, PPO epochs, task and seed."""
+    """What the user of one run has settled: peak lr, RL steps, PPO epochs, task, seed, and the weight of the KL."""
 
     peak: float
     steps: int
     epochs: int = 1
     task: str = ""
     seed: int = 0
+    kl_coef: float = 0.0
 
 
 class Driver:
-    """Holds one run's learning rate and moves it after each RL step."""
+    """Holds one run's learning rate and moves it after each RL step.
 
-    def __init__(self, rate: float, move: Callable[[torch.optim.Optimizer], Callable[[Mapping[str, float]], None]]):
+    Attributes:
+        clip: clips the run's gradient in place; None: at the engine's norm.
+        kl_coef: of the KL in the reward; None: the task's own.
+    """
+
+    def __init__(
+        self,
+        rate: float,
+        move: Callable[[torch.optim.Optimizer], Callable[[Mapping[str, float]], None]],
+        clip: Clip | None = None,
+    ):
+        self.clip, self.kl_coef = clip, cast("float | None", None)
         self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
         self.move = move(self.optimizer)
         self.optimizer.step()  # of no gradient; schedulers want to have seen one before their first step

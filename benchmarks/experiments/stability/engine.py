@@ -5,7 +5,7 @@ Shapes: R runs, B episodes, T response positions, S positions of prompt and resp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ BATCH, MINI_BATCHES = 32, 2
 CLIP, VALUE_CLIP, MAX_GRAD_NORM = 0.2, 0.5, 1.0
 BETAS = (0.9, 0.999)
 EVALUATED = 256  # episodes at the end
+Clip = Callable[[Tensor], None]  # of one run's gradient, (W,), in place
 
 
 class Runs:
@@ -32,6 +33,10 @@ class Runs:
         seeds: of each run; runs of the same seed see the same problems and the same noise.
         epochs: passes over a rollout.
         optimizer: of Adam's kind.
+        clips: of the runs that have a clipping of their own, by number; the others clip at `MAX_GRAD_NORM`.
+
+    Attributes:
+        kl_coef_R: of the KL in each run's reward; the world's own, until somebody else writes to it.
     """
 
     def __init__(
@@ -42,8 +47,10 @@ class Runs:
         seeds: Sequence[int],
         epochs: int,
         optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        clips: Mapping[int, Clip] = {},
     ) -> None:
-        self.world, self.shape, self.epochs = world, shape, epochs
+        self.world, self.shape, self.epochs, self.clips = world, shape, epochs, clips
+        self.kl_coef_R = torch.full((len(references),), world.kl_coef)
         self.sampler = Sampler(world, shape)
         self.layout = {name: tensor.shape for name, tensor in references[0].items()}
         flat = torch.stack([torch.cat([one[name].flatten() for name in self.layout]) for one in references])
@@ -63,9 +70,7 @@ class Runs:
         inputs = episodes.ids_RBS, mask_RBT
         with torch.no_grad():
             old, frozen = episodes.logprobs_RBT, self._predict(self.reference, *inputs)[0]
-            rewards_RBT = vmap(kl_penalised_rewards, (0, 0, 0, 0, None))(
-                episodes.scores_RB, old, frozen, mask_RBT, self.world.kl_coef
-            )
+            rewards_RBT = vmap(kl_penalised_rewards)(episodes.scores_RB, old, frozen, mask_RBT, self.kl_coef_R)
             advantages_RBT, returns_RBT = gae(rewards_RBT, episodes.values_RBT, mask_RBT, 1.0, 1.0)
             advantages_RBT = vmap(whiten)(advantages_RBT, mask_RBT)
         batch = (*inputs, old, episodes.values_RBT, advantages_RBT, returns_RBT)
@@ -84,7 +89,7 @@ class Runs:
                 "kl": mean(k3(old, after), mask_RBT),
                 "reference_kl": mean(reference_kl, mask_RBT),
                 "task_reward": episodes.scores_RB.mean(1),
-                "kl_reward": -self.world.kl_coef * reference_kl.sum(-1).mean(-1),
+                "kl_reward": -self.kl_coef_R * reference_kl.sum(-1).mean(-1),
                 "entropy": mean(episodes.entropy_RBT, mask_RBT),
             }
         return {name: value.numpy().astype(np.float64) for name, value in metrics.items()}
@@ -131,6 +136,9 @@ class Runs:
         norms_R = gradient_RW.norm(dim=1)
         finite_R1 = norms_R.isfinite().unsqueeze(1)
         clipped_RW = gradient_RW * (MAX_GRAD_NORM / (norms_R + 1e-6)).clamp(max=1.0).unsqueeze(1)
+        for run, clip in self.clips.items():
+            if norms_R[run].isfinite():
+                clip(clipped_RW[run].copy_(gradient_RW[run]))
         with torch.no_grad():
             self.update_RW.zero_()
             self.update_RW.grad = clipped_RW.where(finite_R1, 0.0)

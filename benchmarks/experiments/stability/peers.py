@@ -10,6 +10,7 @@ import torch
 from benchmarks.experiments.stability.driver import Arm, Driver, Plan, cosine
 
 TARGET_KL, SKRL_TARGET = 0.01, 0.008  # as the packages have them
+VERL_TARGET, HORIZON = 0.1, 10_000 / (512 * 1005)  # verl's; its horizon as a share of Search-R1's episodes
 PERIOD = 1000  # of pytorch_warmup's untuned exponential warmup: 1 / (1 - beta2)
 
 
@@ -78,3 +79,45 @@ def exponential(plan: Plan) -> Driver:
         return step
 
     return Driver(plan.peak, move)
+
+
+def clipping_outliers(schedule: Arm) -> Arm:
+    """ZClip (Kumar et al. 2025) as its package has it: outliers of the gradient norm are clipped, others at 1."""
+
+    def arm(plan: Plan) -> Driver:
+        from zclip import ZClip
+
+        driver, rule, holder = schedule(plan), ZClip(), torch.nn.Module()
+
+        def clip(gradient_W: torch.Tensor) -> None:
+            if not list(holder.parameters()):
+                holder.weights = torch.nn.Parameter(torch.zeros_like(gradient_W))
+            holder.weights.grad = gradient_W
+            rule.step(holder)
+
+        driver.clip = clip
+        return driver
+
+    return arm
+
+
+def adaptive_coefficient(schedule: Arm) -> Arm:
+    """verl's adaptive KL coefficient (Ziegler et al. 2019, section 2.2), from the task's own coefficient.
+
+    After each step it grows by the share by which the KL to the reference is off its target (at most .2) times the
+    step's share of a horizon. verl's horizon of 10,000 episodes is 2 % of a run of Search-R1's; here it is 2 % as well.
+    """
+
+    def arm(plan: Plan) -> Driver:
+        driver, pace = schedule(plan), 1 / (HORIZON * plan.steps)
+        driver.kl_coef, inner = plan.kl_coef, driver.move
+
+        def move(signals: Mapping[str, float]) -> None:
+            inner(signals)
+            if math.isfinite(kl := signals["reference_kl"]):
+                driver.kl_coef *= 1 + min(max(kl / VERL_TARGET - 1, -0.2), 0.2) * pace
+
+        driver.move = move
+        return driver
+
+    return arm

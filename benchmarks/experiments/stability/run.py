@@ -47,14 +47,18 @@ def run(part: Slice, steps: int = STEPS, peaks: Sequence[float] = PEAKS, progres
     made, starts = world(part.task), references(part.task)
     beginnings, seeds = [starts[seed % len(starts)] for _, seed in pairs], [seed for _, seed in pairs]
     optimizer = OPTIMIZERS.get(part.arm, torch.optim.AdamW)
-    runs = Runs(made, shape_of(made), beginnings, seeds, part.epochs, optimizer)
-    drivers = [ARMS[part.arm](Plan(peak, steps, part.epochs, part.task, seed)) for peak, seed in pairs]
+    plans = [Plan(peak, steps, part.epochs, part.task, seed, made.kl_coef) for peak, seed in pairs]
+    drivers = [ARMS[part.arm](plan) for plan in plans]
+    clips = {row: driver.clip for row, driver in enumerate(drivers) if driver.clip}
+    runs = Runs(made, shape_of(made), beginnings, seeds, part.epochs, optimizer, clips)
     series: dict[str, list[np.ndarray]] = {name: [] for name in (*KEPT, "lr")}
     for _ in tqdm(range(steps), part.name, unit="step", disable=not progress, mininterval=5):
         rates = [driver.rate for driver in drivers]
         metrics = runs.step(rates)
         for row, driver in enumerate(drivers):
             driver.step({name: float(values[row]) for name, values in metrics.items()})
+            if driver.kl_coef is not None:
+                runs.kl_coef_R[row] = driver.kl_coef
         for name in KEPT:
             series[name].append(metrics[name])
         series["lr"].append(np.array(rates))
