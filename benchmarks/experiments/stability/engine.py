@@ -48,12 +48,13 @@ class Runs:
         epochs: int,
         optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
         clips: Mapping[int, Clip] = {},
+        device: str = "cpu",
     ) -> None:
         self.world, self.shape, self.epochs, self.clips = world, shape, epochs, clips
-        self.kl_coef_R = torch.full((len(references),), world.kl_coef)
+        self.kl_coef_R = torch.full((len(references),), world.kl_coef, device=device)
         self.sampler = Sampler(world, shape)
         self.layout = {name: tensor.shape for name, tensor in references[0].items()}
-        flat = torch.stack([torch.cat([one[name].flatten() for name in self.layout]) for one in references])
+        flat = torch.stack([torch.cat([one[name].flatten() for name in self.layout]) for one in references]).to(device)
         self.reference = self._views(flat.clone())
         self.flat_RW = flat.requires_grad_()
         # An optimizer at lr 1 steps on zeros: what it writes there is the update, for each run's own rate to scale.
@@ -74,7 +75,7 @@ class Runs:
             advantages_RBT, returns_RBT = gae(rewards_RBT, episodes.values_RBT, mask_RBT, 1.0, 1.0)
             advantages_RBT = vmap(whiten)(advantages_RBT, mask_RBT)
         batch = (*inputs, old, episodes.values_RBT, advantages_RBT, returns_RBT)
-        rates_R = torch.tensor(rates)
+        rates_R = torch.tensor(rates, device=self.flat_RW.device)
         found = [
             self._update([part[:, rows] for part in batch], rates_R)
             for _ in range(self.epochs)
@@ -92,7 +93,7 @@ class Runs:
                 "kl_reward": -self.kl_coef_R * reference_kl.sum(-1).mean(-1),
                 "entropy": mean(episodes.entropy_RBT, mask_RBT),
             }
-        return {name: value.numpy().astype(np.float64) for name, value in metrics.items()}
+        return {name: value.cpu().numpy().astype(np.float64) for name, value in metrics.items()}
 
     def evaluate(self) -> np.ndarray:
         """The mean score of each run on problems that training never shows, (R,)."""
@@ -101,7 +102,7 @@ class Runs:
         for _ in range(EVALUATED // BATCH):
             problems = [POOL + rng.integers(EVALUATION, size=BATCH) for rng in rngs]
             parts.append(self._rollout(problems, rngs).scores_RB)
-        return torch.cat(parts, 1).mean(1).numpy().astype(np.float64)
+        return torch.cat(parts, 1).mean(1).cpu().numpy().astype(np.float64)
 
     @property
     def weights(self) -> Weights:

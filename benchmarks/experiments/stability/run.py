@@ -40,7 +40,9 @@ RESULTS = Path(__file__).parents[2] / "results" / "stability" / "runs"
 KEPT = ("task_reward", "kl", "kl_reward", "grad_norm", "reference_kl")
 
 
-def run(part: Slice, steps: int = STEPS, peaks: Sequence[float] = PEAKS, progress: bool = True) -> dict[str, object]:
+def run(
+    part: Slice, steps: int = STEPS, peaks: Sequence[float] = PEAKS, progress: bool = True, device: str = "cpu"
+) -> dict[str, object]:
     """All runs of a slice, one for each peak lr and seed; arrays (runs, steps) and what tells the runs apart."""
     torch.set_num_threads(1)
     pairs = [(peak, seed) for peak in peaks for seed in part.seeds]
@@ -50,7 +52,7 @@ def run(part: Slice, steps: int = STEPS, peaks: Sequence[float] = PEAKS, progres
     plans = [Plan(peak, steps, part.epochs, part.task, seed, made.kl_coef) for peak, seed in pairs]
     drivers = [ARMS[part.arm](plan) for plan in plans]
     clips = {row: driver.clip for row, driver in enumerate(drivers) if driver.clip}
-    runs = Runs(made, shape_of(made), beginnings, seeds, part.epochs, optimizer, clips)
+    runs = Runs(made, shape_of(made), beginnings, seeds, part.epochs, optimizer, clips, device)
     series: dict[str, list[np.ndarray]] = {name: [] for name in (*KEPT, "lr")}
     for _ in tqdm(range(steps), part.name, unit="step", disable=not progress, mininterval=5):
         rates = [driver.rate for driver in drivers]
@@ -85,11 +87,11 @@ def _commit() -> str:
     return told.stdout.strip()
 
 
-def _do(part: Slice, until: float, folder: Path) -> str | None:
+def _do(part: Slice, until: float, folder: Path, device: str) -> str | None:
     if time.time() > until:
         return None
     started = time.time()
-    keep(part, run(part), folder)
+    keep(part, run(part, device=device), folder)
     return f"{part.name}: {time.time() - started:.0f} s"
 
 
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="slices at once")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no slice after so many minutes")
     parser.add_argument("--backend", default="loky", choices=("loky", "ray"), help="where joblib runs the slices")
+    parser.add_argument("--device", default="cpu", help="torch's name of it, such as cuda; not yet run on any but cpu")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to keep the runs in")
     args = parser.parse_args()
     seeds = TUNING if args.tuning else range(args.seeds)
@@ -120,7 +123,8 @@ def main() -> None:
     ]
     until = time.time() + 60 * args.minutes
     with parallel_config(args.backend, n_jobs=args.jobs):
-        for done in Parallel(return_as="generator_unordered")(delayed(_do)(part, until, args.results) for part in todo):
+        work = (delayed(_do)(part, until, args.results, args.device) for part in todo)
+        for done in Parallel(return_as="generator_unordered")(work):
             if done:
                 print(done, flush=True)
 
