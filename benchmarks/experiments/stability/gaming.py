@@ -35,7 +35,8 @@ def alarms(table: Table, sound: tuple[str, ...]) -> Iterator[Claim]:
     fallen = [run for run in table.runs if run.task in VARIANTS and run.outcome.collapsed]
     if not fallen:
         return
-    leads = [fell(run) - steps[0] for run in fallen if (steps := rung(run)) and steps[0] < fell(run)]
+    first = {run: steps[0] for run in fallen if (steps := rung(run))}
+    leads = [fell(run) - step for run, step in first.items() if step < fell(run)]
     share = len(leads) / len(fallen)
     yield entry("7. share of the gamed runs' collapses before which the alarm rang", 0.95, share,
                 wilson(len(leads), len(fallen)), share >= 0.95, runs=len(fallen))  # fmt: skip
@@ -43,6 +44,7 @@ def alarms(table: Table, sound: tuple[str, ...]) -> Iterator[Claim]:
         middle = float(np.median(leads))
         quartiles = [float(value) for value in np.quantile(leads, [0.25, 0.75])]
         yield entry("7. median lead of the alarm, steps", 20, middle, quartiles, middle >= 20, runs=len(leads))
+        yield from _stopping(first)
     healthy = [run for run in table.runs if run.task in sound and not run.outcome.collapsed]
     false = [len(rung(run)) for run in healthy]
     count = sum(map(bool, false))
@@ -51,3 +53,17 @@ def alarms(table: Table, sound: tuple[str, ...]) -> Iterator[Claim]:
     steps = sum(len(run.scores) for run in healthy)
     rate = 100 * sum(false) / steps
     yield entry("7. false alarms per 100 healthy steps", 0.1, rate, [rate, rate], rate <= 0.1, runs=len(healthy))
+
+
+def _stopping(first: dict[Run, int]) -> Iterator[Claim]:
+    """What `on_gaming="stop"` would have made of the collapsed runs, whose alarms first rang at these steps."""
+    saved = [1 - step / len(run.scores) for run, step in first.items()]
+    better = [float(run.scores[max(step - WINDOW, 0) : step + 1].mean()) - run.outcome.evaluation
+              for run, step in first.items()]  # fmt: skip
+    for what, values in (
+        ("share of their steps that stopping at the alarm saves, mean", saved),
+        ("task score when it rings, less that at the end, mean", better),
+    ):
+        bounds = [float(value) for value in np.quantile(values, [0.25, 0.75])]
+        mean = float(np.mean(values))
+        yield entry(f"7. {what}", 0.0, mean, bounds, bounds[0] > 0.0, runs=len(values))

@@ -15,7 +15,7 @@ from benchmarks.experiments.stability.measures import Outcome, outcome
 RUNS = Path(__file__).parents[2] / "results" / "stability" / "runs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run: where it belongs, how it ended, and its series, each (steps,)."""
 
