@@ -111,8 +111,8 @@ class _Agreed(AdaptiveWarmup):
         if self._accelerator.num_processes > 1:
             groups = [None, *(range(len(self._lrs.scheduled)) if self.per_group else ())]
             for group, means in zip(groups, self._means([self._own.get(group, {}) for group in groups]), strict=True):
-                source = self._own.get(group, {}).get("kl_source")
-                super().observe(group=group, kl_source=source, **means)
+                own = self._own.get(group, {})
+                super().observe(group=group, kl_source=own.get("kl_source"), of_step=own.get("of_step"), **means)
             self._own = {}
         super()._advance()
 

@@ -100,7 +100,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         return self._reader.sources
 
     def observe(self, **signals: Any) -> None:
-        """Report any subset of the signals of `Signals` (and `kl_source`) on the step that is running.
+        """Report any subset of the signals of `Signals` (`kl_source`, `of_step`) on the step that is running.
 
         From within the step, or from the `on_step_end` of a callback that stands before this one. Of several processes
         the first one decides for all, on what it observes: report means over all of them there.
