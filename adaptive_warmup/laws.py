@@ -95,7 +95,7 @@ def cut(config: Config, state: State, grad_norm: float) -> float:
     threshold that the run sets itself), and for a norm that is not finite. That update must be skipped by the host: no
     lr makes it harmless.
     """
-    if config.law == "linear" or (state.finished is not None and not config.guard):
+    if not _cuts(config, state):
         return 1.0
     if not math.isfinite(grad_norm):
         return config.floor
@@ -104,9 +104,26 @@ def cut(config: Config, state: State, grad_norm: float) -> float:
     return max(math.exp(state.watch.grad_norm.mean - math.log(grad_norm)), config.floor)
 
 
+class Limits(NamedTuple):
+    """The norm `above` which an update is an outlier (NaN until the run's own history tells), and a `usual` one."""
+
+    above: float
+    usual: float
+
+
+def limits(config: Config, state: State) -> Limits | None:
+    """What `cut` goes by, for a host that may not read the norm; None where nothing is cut."""
+    norms = state.watch.grad_norm
+    return Limits(outlying(norms), math.exp(norms.mean)) if _cuts(config, state) else None
+
+
 def outlying(grad_norm: LogScale) -> float:
     """The norm from which an update is an outlier, and is cut; NaN until the run's own history tells."""
     return grad_norm.at(_OUTLIER)
+
+
+def _cuts(config: Config, state: State) -> bool:
+    return config.law != "linear" and (state.finished is None or config.guard)
 
 
 def _gain(state: State) -> Gain:

@@ -85,6 +85,11 @@ class Regulator:
         self._cuts.append(cut)
         return cut
 
+    @property
+    def limits(self) -> laws.Limits | None:
+        """What `cut` goes by, for a host that cuts the coming update without reading its gradient's norm."""
+        return laws.limits(self.config, self.state)
+
     def decide(self, lr_scale: float = 1.0) -> Decision:
         """The decision for the next update, on all that was observed since the last one.
 
