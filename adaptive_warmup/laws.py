@@ -78,11 +78,6 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
 LAWS: dict[str, Law] = {"feedback": feedback, "linear": linear}
 
 
-def rise(config: Config) -> float:
-    """Most that ln(factor) rises in one measured step: the ramp from 1 / warmup_steps then takes `shortest` steps."""
-    return math.log(config.warmup_steps) / max(config.shortest - 1, 1)
-
-
 def measurable(lr_scale: float) -> bool:
     """Whether the KL of an update says something of the lr, so far as the user's schedule goes."""
     return _NO_UPDATE < lr_scale < 1.0 / _NO_UPDATE
@@ -174,11 +169,10 @@ def _allowed(config: Config, state: State, signals: Signals) -> float:
 
     So the later the KL, the slower the rise: by `rise` in as many steps as it takes to hear of it.
     """
-    most = rise(config)
     if signals.kl_lr is None:
-        return most
+        return config.rise
     ahead = math.log(state.factor * signals.lr_scale / signals.kl_lr)
-    return max(min(most - ahead, most), 0.0)
+    return max(min(config.rise - ahead, config.rise), 0.0)
 
 
 def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) -> Move:

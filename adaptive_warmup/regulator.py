@@ -17,9 +17,10 @@ from typing import Any
 from adaptive_warmup import controller, laws
 from adaptive_warmup.alarms import Alarm, is_finite
 from adaptive_warmup.controller import Config, Decision
-from adaptive_warmup.signals import Signals, check_name, check_source
+from adaptive_warmup.signals import NAMES, Signals, check_name, check_source
 
 _log = logging.getLogger("adaptive_warmup")
+_KNOWN = frozenset(NAMES)
 REACH = 64  # steps back that a late KL may be of
 
 
@@ -65,8 +66,10 @@ class Regulator:
                 come. Nothing is taken in then.
         """
         taken = checked(kl_source, of_step, **signals)
-        if "kl" in taken:
+        if of_step is not None:
             self._date(taken)
+        elif "kl_lr" in self._waiting and "kl" in taken:
+            del self._waiting["kl_lr"]
         self._waiting |= taken
 
     @property
@@ -141,18 +144,20 @@ class Regulator:
     def _date(self, taken: dict[str, Any]) -> None:
         """Note the lr of the step that a KL is of; take the KL out where that is not known, or has a KL."""
         of_step = taken.pop("of_step")
-        late = 0 if of_step is None else self.state.step - of_step
+        late = self.state.step - of_step
         if late < 0:
             raise ValueError(
                 f"of_step={of_step} is still to come: the running step is {self.state.step}. Note `decision.step` while"
                 " a step runs, and give that."
             )
+        if "kl" not in taken:
+            return
         lr = self._lrs[-late] if 0 < late <= len(self._lrs) else 0.0
-        if not late or lr:
-            self._waiting.pop("kl_lr", None)
         if lr:
             taken["kl_lr"], self._lrs[-late] = lr, 0.0
-        elif late:
+        elif not late:
+            self._waiting.pop("kl_lr", None)
+        else:
             del taken["kl"], taken["kl_source"]
             what = "a second one of its step, more than %d steps late, or of a step that says nothing of the lr"
             level, self._dated = logging.DEBUG if self._dated else logging.WARNING, True
@@ -186,9 +191,10 @@ def opened(saved: Any) -> dict[str, Any]:
 
 
 def checked(kl_source: str | None = None, of_step: int | None = None, **signals: Any) -> dict[str, Any]:
-    """What `Regulator.observe` takes in of its arguments; `kl_source` and `of_step` beside a `kl`. Raises as that."""
-    for name in signals:
-        check_name(name)
+    """What `Regulator.observe` takes in of its arguments; with its `kl_source` and `of_step`. Raises as that."""
+    if not signals.keys() <= _KNOWN:
+        for name in signals:
+            check_name(name)
     taken = {
         name: value if type(value) is float else _taken(name, value)  # the usual case first: this runs at every step
         for name, value in signals.items()
@@ -197,11 +203,9 @@ def checked(kl_source: str | None = None, of_step: int | None = None, **signals:
     if kl_source is not None:
         check_source(kl_source)
     if of_step is not None:
-        of_step = _whole(of_step)
+        taken["of_step"] = _whole(of_step)
     if kl_source is not None or "kl" in taken:
         taken["kl_source"] = kl_source or "post_update"
-    if "kl" in taken:
-        taken["of_step"] = of_step
     return taken
 
 
@@ -229,7 +233,8 @@ def _taken(name: str, value: Any) -> Any:
 
 def _read(waiting: Mapping[str, Any]) -> dict[str, Any]:
     """With what was kept on a device read."""
-    return {name: value if isinstance(value, (float, str)) else float(value) for name, value in waiting.items()}
+    plain = (float, str)  # the usual case first, here too
+    return {name: value if type(value) in plain else float(value) for name, value in waiting.items()}
 
 
 def _checksum(content: Mapping[str, Any]) -> int:

@@ -105,7 +105,10 @@ class _Agreed(AdaptiveWarmup):
             super().observe(group=group, **signals)
         else:
             self._chosen(group)  # refuses what is no group
-            self._own.setdefault(group, {}).update(checked(**signals))
+            taken, own = checked(**signals), self._own.setdefault(group, {})
+            if "kl" in taken:
+                own.pop("of_step", None)  # of a KL before this one
+            own.update(taken)
 
     def _advance(self) -> None:
         if self._accelerator.num_processes > 1:
