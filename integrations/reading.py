@@ -39,7 +39,7 @@ class Reader:
         self._read = read
         self._copies: dict[str, Tensor] = {}
         self._beside: dict[str, Any] = {}  # source and step of a KL among them
-        self._copied: Any = None  # the event behind the copies
+        self._copied: list[Any] = []  # events behind the copies
 
     def is_late(self, value: Any) -> bool:
         """Whether `value` is read a step later."""
@@ -61,19 +61,17 @@ class Reader:
             return dict(signals)
         if "kl" in late:
             self._beside = {"kl_source": signals.get("kl_source"), "of_step": step}
-        self._copies |= {name: value.to("cpu", non_blocking=True, copy=True) for name, value in late.items()}
-        device = next(iter(late.values())).device
-        if device.type != "cpu":
-            self._copied = torch.get_device_module(device).Event()
-            self._copied.record()
+        for name, value in late.items():
+            self._copies[name] = value.to("cpu", non_blocking=_backend(value.device) is not None, copy=True)
+        self._copied += [_mark(device) for device in {value.device for value in late.values()} if _backend(device)]
         return {name: value for name, value in signals.items() if name not in late and name not in self._beside}
 
     def arrived(self) -> dict[str, Any]:
         """What has been copied since the last call, as floats."""
-        if self._copied is not None:
-            self._copied.synchronize()  # with the copy alone, and that is a step old
+        for event in self._copied:
+            event.synchronize()  # with the copies alone, and they are a step old
         numbers = {name: copy.reshape(()).tolist() for name, copy in self._copies.items()} | self._beside
-        self._copies, self._beside, self._copied = {}, {}, None
+        self._copies, self._beside, self._copied = {}, {}, []
         return numbers
 
 
@@ -105,6 +103,23 @@ def unlimited(optimizer: Optimizer) -> None:
 def _scales_gradients(optimizer: Optimizer) -> bool:
     """Whether an update can be told on the device to scale the gradients or to do nothing, as the fused ones can."""
     return bool(getattr(_bare(optimizer), "_step_supports_amp_scaling", False))
+
+
+def _backend(device: torch.device) -> Any:
+    """`torch.cuda`, `torch.xpu`, `torch.cpu`, ...; None where it has no events, and a copy has to be waited for."""
+    found = getattr(torch, device.type, None)
+    return found if hasattr(found, "Event") else None
+
+
+def _mark(device: torch.device) -> Any:
+    """An event behind all that is queued on a device."""
+    backend = _backend(device)
+    event = backend.Event()
+    if hasattr(backend, "current_stream"):
+        event.record(backend.current_stream(device))
+    else:  # MPS has one
+        event.record()
+    return event
 
 
 def _bare(optimizer: Any) -> Any:
