@@ -88,10 +88,10 @@ def limit(optimizer: Optimizer, grad_norm: Tensor, regulator: Regulator) -> None
     bounds = regulator.limits
     if bounds is None or not _scales_gradients(optimizer):
         return
-    excess = (grad_norm / bounds.usual).clamp(1.0, 1.0 / regulator.config.floor)
-    told: Any = _bare(optimizer)
-    told.grad_scale = torch.where(grad_norm > bounds.above, excess, 1.0).float()  # what gradients are divided by
-    told.found_inf = (~grad_norm.isfinite()).float()
+    norm, told = grad_norm.float(), _bare(optimizer)
+    excess = (norm / bounds.usual).clamp(1.0, 1.0 / regulator.config.floor)
+    told.grad_scale = torch.where(norm > bounds.above, excess, 1.0)  # what gradients are divided by
+    told.found_inf = (~norm.isfinite()).float()
 
 
 def unlimited(optimizer: Optimizer) -> None:
