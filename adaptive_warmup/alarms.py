@@ -53,7 +53,7 @@ def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
     dropped = reward.lost > _LOST and reward.drop > (_DROP if not memory.drop_steps else 0.5 * _DROP)
     after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, memory.drop_steps + 1 if dropped else 0)
     found = (_non_finite(signals), _gaming(after) if signals.kl_reward is not None else None, _drop(after))
-    return after, tuple([alarm for alarm in found if alarm])
+    return after, tuple(filter(None, found))
 
 
 def drop_bound(reward: Level) -> float:
@@ -69,10 +69,13 @@ def is_finite(x: float | None) -> TypeGuard[float]:
 
 
 def _non_finite(signals: Signals) -> Alarm | None:
-    reported = zip(_DECISIVE, _decisive(signals), strict=True)
-    broken = [f"{name} is {x}" for name, x in reported if not (x is None or -_HUGE < x < _HUGE)]
-    if not broken:
-        return None
+    values = _decisive(signals)
+    for x in values:
+        if x is not None and not -_HUGE < x < _HUGE:
+            break
+    else:
+        return None  # as at nearly every step
+    broken = [f"{name} is {x}" for name, x in zip(_DECISIVE, values, strict=True) if not (x is None or is_finite(x))]
     return Alarm(
         "non_finite",
         f"{' and '.join(broken)}: check for overflow (fp16?), empty masks, log(0); skip updates that are not finite",

@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from adaptive_warmup import laws
@@ -92,10 +93,15 @@ class Config:
         """The least number of steps that the warmup takes."""
         return self.min_warmup_steps or min(3, self.warmup_steps)
 
-    @property
+    @cached_property
     def floor(self) -> float:
         """The least factor."""
         return min(self.min_factor, 1.0 / self.warmup_steps)
+
+    @cached_property
+    def rise(self) -> float:
+        """Most that ln(factor) rises in a measured step: the ramp from 1 / warmup_steps then takes `shortest` steps."""
+        return math.log(self.warmup_steps) / max(self.shortest - 1, 1)
 
     def target_at(self, step: int, source: KLSource = "post_update", lr_scale: float = 1.0) -> float:
         """The KL target of update number `step`: post-update k3, nats per token, at the peak of the schedule.
@@ -224,18 +230,11 @@ def step(config: Config, state: State, signals: Signals) -> tuple[State, Decisio
     progress = 1.0 if finished is not None else max(state.progress, factor)
     clock = move.clock if move.clock is not None else factor * config.warmup_steps
     after = State(factor, clock, number, progress, finished, move.memory, memory)
-    decision = Decision(
-        step=number,
-        factor=factor,
-        progress=progress,
-        phase=_phase(state.factor, factor, move),
-        ceiling=move.ceiling,
-        expected_end=finished if finished is not None else _expected_end(config, after, move.ceiling),
-        reasons=move.reasons,
-        alarms=alarms,
-        stop=config.on_gaming == "stop" and any(alarm.name == "kl_gaming" for alarm in alarms),
-    )
-    return after, decision
+    phase, end = _phase(state.factor, factor, move), finished
+    if end is None:
+        end = _expected_end(config, after, move.ceiling)
+    stop = config.on_gaming == "stop" and any(alarm.name == "kl_gaming" for alarm in alarms)
+    return after, Decision(number, factor, progress, phase, move.ceiling, end, move.reasons, alarms, stop)
 
 
 def _phase(before: float, factor: float, move: laws.Move) -> Phase:
@@ -253,4 +252,4 @@ def _phase(before: float, factor: float, move: laws.Move) -> Phase:
 def _expected_end(config: Config, state: State, ceiling: float | None) -> int | None:
     if ceiling is None:
         return state.step + math.ceil(config.warmup_steps - state.clock)
-    return state.step + math.ceil(-math.log(state.factor) / laws.rise(config)) if ceiling >= 1.0 else None
+    return state.step + math.ceil(-math.log(state.factor) / config.rise) if ceiling >= 1.0 else None

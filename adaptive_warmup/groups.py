@@ -53,7 +53,7 @@ class GroupLrs:
             found = self.optimizer.param_groups[index]["lr"]
             if isinstance(found, Tensor) and found._version == version:
                 continue  # untouched, and known without reading it from the device
-            if (lr := float(found)) != written:
+            if found is not written and (lr := float(found)) != written:
                 self._follow(index, lr, float(bases[index]), factor(index))
 
     def take_in(self, bases: list[float | Tensor]) -> int:

@@ -62,9 +62,10 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     """
     kl = signals.kl
     hold = _hold(config, state, alarms)
-    if is_finite(kl) and kl > _NO_MEASUREMENT and _NO_UPDATE < signals.lr_scale < 1.0 / _NO_UPDATE:
+    lr = state.factor * signals.lr_scale if signals.kl_lr is None else signals.kl_lr
+    if is_finite(kl) and kl > _NO_MEASUREMENT and measurable(signals.lr_scale) and 0.0 < lr < math.inf:
         gap = _gap(state) if signals.kl_source in PROBES else 1
-        gain = _gain(state).update(kl / kl_scale(signals.kl_source), state.factor * signals.lr_scale, gap)
+        gain = _gain(state).update(kl / kl_scale(signals.kl_source), lr, gap)
         move = _toward(config, state, gain, kl, signals, hold)
     else:
         move = _unmeasured(config, state, watch, hold)
@@ -77,9 +78,9 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
 LAWS: dict[str, Law] = {"feedback": feedback, "linear": linear}
 
 
-def rise(config: Config) -> float:
-    """Most that ln(factor) rises in one measured step: the ramp from 1 / warmup_steps then takes `shortest` steps."""
-    return math.log(config.warmup_steps) / max(config.shortest - 1, 1)
+def measurable(lr_scale: float) -> bool:
+    """Whether the KL of an update says something of the lr, so far as the user's schedule goes."""
+    return _NO_UPDATE < lr_scale < 1.0 / _NO_UPDATE
 
 
 def cut(config: Config, state: State, grad_norm: float) -> float:
@@ -89,7 +90,7 @@ def cut(config: Config, state: State, grad_norm: float) -> float:
     threshold that the run sets itself), and for a norm that is not finite. That update must be skipped by the host: no
     lr makes it harmless.
     """
-    if config.law == "linear" or (state.finished is not None and not config.guard):
+    if not _cuts(config, state):
         return 1.0
     if not math.isfinite(grad_norm):
         return config.floor
@@ -98,9 +99,26 @@ def cut(config: Config, state: State, grad_norm: float) -> float:
     return max(math.exp(state.watch.grad_norm.mean - math.log(grad_norm)), config.floor)
 
 
+class Limits(NamedTuple):
+    """The norm `above` which an update is an outlier (NaN until the run's own history tells), and a `usual` one."""
+
+    above: float
+    usual: float
+
+
+def limits(config: Config, state: State) -> Limits | None:
+    """What `cut` goes by, for a host that may not read the norm; None where nothing is cut."""
+    norms = state.watch.grad_norm
+    return Limits(outlying(norms), math.exp(norms.mean)) if _cuts(config, state) else None
+
+
 def outlying(grad_norm: LogScale) -> float:
     """The norm from which an update is an outlier, and is cut; NaN until the run's own history tells."""
     return grad_norm.at(_OUTLIER)
+
+
+def _cuts(config: Config, state: State) -> bool:
+    return config.law != "linear" and (state.finished is None or config.guard)
 
 
 def _gain(state: State) -> Gain:
@@ -127,14 +145,15 @@ def _named(alarms: tuple[Alarm, ...], name: str) -> Alarm:
 
 
 def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signals, hold: str | None) -> Move:
-    """Go to the ceiling in logs, at most `rise` up and `_FALL` down; not up at all where something holds."""
+    """Go to the ceiling in logs, at most `_FALL` down, and up by what is allowed; not at all where something holds."""
     target = config.target_at(state.step, signals.kl_source, signals.lr_scale)
     ceiling = gain.factor_for(target)
     want = math.log(ceiling / state.factor)
-    step = max(min(want, 0.0 if hold else rise(config)), -_FALL)
+    step = max(min(want, 0.0 if hold else _allowed(config, state, signals)), -_FALL)
     factor = min(state.factor * math.exp(step), 1.0)
     budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
-    what = f"kl {kl:.2g} is {kl / budget:.2g} x the target {budget:.2g}: "
+    late = "" if signals.kl_lr is None else " of an earlier step"
+    what = f"kl {kl:.2g}{late} is {kl / budget:.2g} x the target {budget:.2g}: "
     if step < 0.0:
         what += f"backing off to {factor:.2g}"
     elif factor == 1.0:
@@ -143,6 +162,17 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
         what += f"rising to {factor:.2g}" if step else f"holding at {factor:.2g}"
     memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state), "target": target}
     return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
+
+
+def _allowed(config: Config, state: State, signals: Signals) -> float:
+    """Most that ln(factor) may rise now: to `rise` above the lr that the KL is of, which it has shown to be borne.
+
+    So the later the KL, the slower the rise: by `rise` in as many steps as it takes to hear of it.
+    """
+    if signals.kl_lr is None:
+        return config.rise
+    ahead = math.log(state.factor * signals.lr_scale / signals.kl_lr)
+    return max(min(config.rise - ahead, config.rise), 0.0)
 
 
 def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) -> Move:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import zlib
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -15,9 +17,11 @@ from typing import Any
 from adaptive_warmup import controller, laws
 from adaptive_warmup.alarms import Alarm, is_finite
 from adaptive_warmup.controller import Config, Decision
-from adaptive_warmup.signals import Signals, check_name, check_source
+from adaptive_warmup.signals import NAMES, Signals, check_name, check_source
 
 _log = logging.getLogger("adaptive_warmup")
+_KNOWN = frozenset(NAMES)
+REACH = 64  # steps back that a late KL may be of
 
 
 class Regulator:
@@ -41,18 +45,32 @@ class Regulator:
         self.signals: Signals | None = None
         self._waiting: dict[str, Any] = {}
         self._cuts: list[float] = []
+        # The lrs of the latest steps as multiples of base_lr; 0 where a KL has come, or would say nothing of the lr.
+        self._lrs: deque[float] = deque(maxlen=REACH)
+        self._dated = False  # said once that a KL came too late
 
-    def observe(self, kl_source: str | None = None, **signals: Any) -> None:
+    def observe(self, kl_source: str | None = None, of_step: int | None = None, **signals: Any) -> None:
         """Take in any subset of the signals of `Signals`; of one reported twice before a decision the last counts.
 
         Values are floats, numpy scalars or one-element tensors. A tensor on a device is not read before `decide`.
-        `kl_source` says how the `kl` of the same call was measured; without it, after the update.
+
+        Args:
+            kl_source: how the `kl` of the same call was measured; without it, after the update.
+            of_step: which step that `kl` is of, as `decision.step` was while it ran; without it, the running one. Of
+                every step one KL counts. A second one, one that is more than 64 steps late, and one of a step before
+                a restart, or at a cut lr, are left out with a warning, given once.
 
         Raises:
             TypeError: an unknown signal, or a value that is no number.
-            ValueError: an array or tensor of more than one element; an unknown `kl_source`. Nothing is taken in then.
+            ValueError: an array or tensor of more than one element; an unknown `kl_source`; a step that is still to
+                come. Nothing is taken in then.
         """
-        self._waiting |= checked(kl_source, **signals)
+        taken = checked(kl_source, of_step, **signals)
+        if of_step is not None:
+            self._date(taken)
+        elif "kl_lr" in self._waiting and "kl" in taken:
+            del self._waiting["kl_lr"]
+        self._waiting |= taken
 
     @property
     def kl_source(self) -> str | None:
@@ -61,7 +79,7 @@ class Regulator:
 
     def supply(self, **signals: Any) -> None:
         """As `observe`, for what a host reports by itself: what somebody has observed since the last decision stays."""
-        told = self._waiting.keys() | ({"kl_source"} if "kl" in self._waiting else set())
+        told = self._waiting.keys() | ({"kl_source", "of_step"} if "kl" in self._waiting else set())
         self.observe(**{name: value for name, value in signals.items() if name not in told})
 
     def cut(self, grad_norm: float) -> float:
@@ -70,6 +88,11 @@ class Regulator:
         self._cuts.append(cut)
         return cut
 
+    @property
+    def limits(self) -> laws.Limits | None:
+        """What `cut` goes by, for a host that cuts the coming update without reading its gradient's norm."""
+        return laws.limits(self.config, self.state)
+
     def decide(self, lr_scale: float = 1.0) -> Decision:
         """The decision for the next update, on all that was observed since the last one.
 
@@ -77,8 +100,11 @@ class Regulator:
             lr_scale: multiplier of the user's own schedule during the step just done.
         """
         read = _read(self._waiting)
-        if self._cuts and min(self._cuts) < 1.0 and is_finite(read.get("kl")):
+        cut, timely = bool(self._cuts) and min(self._cuts) < 1.0, "kl" in read and "kl_lr" not in read
+        if cut and timely and is_finite(read["kl"]):
             del read["kl"]  # of an update at a cut lr, it says nothing of the run's gain
+        told = cut or timely or not laws.measurable(lr_scale)
+        self._lrs.append(0.0 if told else self.state.factor * lr_scale)
         self.signals = Signals(lr_scale=lr_scale, **read)
         before, self.before = self.decision, self.state
         self.state, self.decision = controller.step(self.config, self.state, self.signals)
@@ -96,6 +122,7 @@ class Regulator:
                 "state": self.state.to_dict(),
                 "waiting": _read(self._waiting),
                 "cuts": list(self._cuts),
+                "lrs": list(self._lrs),
                 "decision": _plain(self.decision),
             }
         )
@@ -112,6 +139,29 @@ class Regulator:
             _log.warning("resuming with %s; the state was saved with %s", self.config, content["config"])
         self.state, self.before, self.decision, self.signals = state, state, decision, None
         self._waiting, self._cuts = dict(content["waiting"]), list(content["cuts"])
+        self._lrs = deque(content.get("lrs", ()), maxlen=REACH)  # states of before there were late KLs have none
+
+    def _date(self, taken: dict[str, Any]) -> None:
+        """Note the lr of the step that a KL is of; take the KL out where that is not known, or has a KL."""
+        of_step = taken.pop("of_step")
+        late = self.state.step - of_step
+        if late < 0:
+            raise ValueError(
+                f"of_step={of_step} is still to come: the running step is {self.state.step}. Note `decision.step` while"
+                " a step runs, and give that."
+            )
+        if "kl" not in taken:
+            return
+        lr = self._lrs[-late] if 0 < late <= len(self._lrs) else 0.0
+        if lr:
+            taken["kl_lr"], self._lrs[-late] = lr, 0.0
+        elif not late:
+            self._waiting.pop("kl_lr", None)
+        else:
+            del taken["kl"], taken["kl_source"]
+            what = "a second one of its step, more than %d steps late, or of a step that says nothing of the lr"
+            level, self._dated = logging.DEBUG if self._dated else logging.WARNING, True
+            _log.log(level, f"the KL of step %d, come in step %d, is left out: {what}", of_step, self.state.step, REACH)
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,10 +190,11 @@ def opened(saved: Any) -> dict[str, Any]:
     return content
 
 
-def checked(kl_source: str | None = None, **signals: Any) -> dict[str, Any]:
-    """What `Regulator.observe` takes in of its arguments. Raises as that."""
-    for name in signals:
-        check_name(name)
+def checked(kl_source: str | None = None, of_step: int | None = None, **signals: Any) -> dict[str, Any]:
+    """What `Regulator.observe` takes in of its arguments; with its `kl_source` and `of_step`. Raises as that."""
+    if not signals.keys() <= _KNOWN:
+        for name in signals:
+            check_name(name)
     taken = {
         name: value if type(value) is float else _taken(name, value)  # the usual case first: this runs at every step
         for name, value in signals.items()
@@ -151,9 +202,18 @@ def checked(kl_source: str | None = None, **signals: Any) -> dict[str, Any]:
     }
     if kl_source is not None:
         check_source(kl_source)
+    if of_step is not None:
+        taken["of_step"] = _whole(of_step)
     if kl_source is not None or "kl" in taken:
         taken["kl_source"] = kl_source or "post_update"
     return taken
+
+
+def _whole(of_step: Any) -> int:
+    try:
+        return operator.index(of_step)
+    except TypeError as error:
+        raise TypeError(f"of_step={of_step!r} must be a whole number, as `decision.step` is.") from error
 
 
 def _taken(name: str, value: Any) -> Any:
@@ -173,7 +233,8 @@ def _taken(name: str, value: Any) -> Any:
 
 def _read(waiting: Mapping[str, Any]) -> dict[str, Any]:
     """With what was kept on a device read."""
-    return {name: value if isinstance(value, (float, str)) else float(value) for name, value in waiting.items()}
+    plain = (float, str)  # the usual case first, here too
+    return {name: value if type(value) in plain else float(value) for name, value in waiting.items()}
 
 
 def _checksum(content: Mapping[str, Any]) -> int:

@@ -79,6 +79,8 @@ class AdaptiveWarmup(LRScheduler):
     def observe(self, *, group: int | None = None, **signals: Any) -> None:
         """Report any subset of the signals of `Signals` (and `kl_source`) on the step just done.
 
+        A `kl` of an earlier step goes with `of_step`, which `decision.step` was while that step ran.
+
         Args:
             group: the param group that the signals are of, where groups have controllers of their own; None: all.
             signals: floats, numpy scalars or one-element tensors. A tensor on a device is read in `step()`, which

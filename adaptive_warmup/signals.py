@@ -39,6 +39,8 @@ class Signals(NamedTuple):
         update_norm: L2 norm of the parameters' change.
         lr_scale: the multiplier of the user's own schedule: the lr of the step was base_lr * factor * lr_scale. The
             adapters fill it in.
+        kl_lr: of a `kl` that comes late, the lr of the step that it is of, as a multiple of base_lr; None: it is of
+            this step. The regulator fills it in, see its `of_step`.
     """
 
     kl: float | None = None
@@ -53,6 +55,7 @@ class Signals(NamedTuple):
     explained_variance: float | None = None
     update_norm: float | None = None
     lr_scale: float = 1.0
+    kl_lr: float | None = None
 
 
 # What each way of measuring reads where the post-update k3 reads 1. `in_loop` is blind to the last mini-batch's update
@@ -69,7 +72,7 @@ PROBES: tuple[KLSource, ...] = ("probe", "training_probe")  # which do not measu
 KL_SOURCES: tuple[KLSource, ...] = tuple(KL_SCALE)
 _COUNTED = re.compile(r"in_loop:([1-9]\d{0,5})x([1-9]\d{0,5})")
 _FRESH = 0.25  # what a KL reads on tokens that were not trained on, of what it reads on those that were
-NAMES: tuple[str, ...] = tuple(name for name in Signals._fields if name not in ("kl_source", "lr_scale"))
+NAMES: tuple[str, ...] = tuple(name for name in Signals._fields if name not in ("kl_source", "lr_scale", "kl_lr"))
 
 # What other programs call these; an unknown name is answered with the right one, never guessed into place.
 _ELSEWHERE = {

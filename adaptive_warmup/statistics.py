@@ -6,7 +6,6 @@ Non-finite values never come in here; the alarms keep them out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cache
 from operator import mul
 from typing import NamedTuple
@@ -20,8 +19,7 @@ _OUTLIER = 5.0  # a value further out than so many sd counts as so many sd
 _BAD_NEWS, _GOOD_NEWS = 0.5, 0.15  # the share of a surprise that is believed at once
 
 
-@dataclass(frozen=True, slots=True)
-class Gain:
+class Gain(NamedTuple):
     """ln(KL / lr_factor^2), the run's gain, as a smoothed estimate that believes bad news sooner than good news.
 
     For a small update the KL is quadratic in the step, KL = g * lr^2 / 2 with g the Fisher norm of the direction
@@ -29,7 +27,7 @@ class Gain:
     """
 
     log: float = 0.0
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]  # a tuple's method of that name is not missed
 
     def update(self, kl: float, factor: float, gap: int = 1) -> Gain:
         """Take in a KL (> 0, nats per token) that an update at `factor` (> 0) caused, `gap` steps after the one before.

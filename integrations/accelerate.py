@@ -105,14 +105,17 @@ class _Agreed(AdaptiveWarmup):
             super().observe(group=group, **signals)
         else:
             self._chosen(group)  # refuses what is no group
-            self._own.setdefault(group, {}).update(checked(**signals))
+            taken, own = checked(**signals), self._own.setdefault(group, {})
+            if "kl" in taken:
+                own.pop("of_step", None)  # of a KL before this one
+            own.update(taken)
 
     def _advance(self) -> None:
         if self._accelerator.num_processes > 1:
             groups = [None, *(range(len(self._lrs.scheduled)) if self.per_group else ())]
             for group, means in zip(groups, self._means([self._own.get(group, {}) for group in groups]), strict=True):
-                source = self._own.get(group, {}).get("kl_source")
-                super().observe(group=group, kl_source=source, **means)
+                own = self._own.get(group, {})
+                super().observe(group=group, kl_source=own.get("kl_source"), of_step=own.get("of_step"), **means)
             self._own = {}
         super()._advance()
 

@@ -21,6 +21,7 @@ from adaptive_warmup.integrations.driving import DrivenLrs, nominal_warmup
 from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
 from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice
+from adaptive_warmup.integrations.reading import Read, Reader, check_read, limit, unlimited, whole
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.regulator import Regulator, checked
 
@@ -38,7 +39,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
     reports a post-update KL it measures one itself, see `probe`. Logs `adaptive_warmup/*` (`integrations/figures.py`)
     with the Trainer's own logs.
 
-    The feedback law skips an update whose gradient is not finite. The state travels in `trainer_state.json`.
+    The feedback law cuts an update whose gradient is an outlier and skips one whose gradient is not finite, see `read`.
+    The state travels in `trainer_state.json`.
 
     It decides after every step, on what that was like; under our `PPOTrainer`, whose RL steps may have several updates,
     once for each RL step, so there the warmup's length is rounded up to RL steps.
@@ -50,6 +52,11 @@ class AdaptiveWarmupCallback(TrainerCallback):
         signals: further keys of the trainer's, or of its logs, by signal: `{"my/kl": "kl:in_loop", "*/score":
             "task_reward"}`. Those of a log are means over `logging_steps`, and count for the step after it.
         probe: `"auto"`, a `PolicyProbe` of your own, or None for none. It costs at most 2 % of the training's work.
+        read: when the loss and the gradient norm are read. `"auto"`: on the CPU at once. On an accelerator, which would
+            have to be waited for, a step later, so that decisions know them a step later; an outlier is then cut, and
+            an update that is not finite skipped, on the accelerator itself, where the optimizer is a fused one (the
+            Trainer's default is), else not at all. `"now"`: at once everywhere, for one wait before each update.
+            `"late"`: as on an accelerator, everywhere.
         settings: those of `Config` by name. Where the probe measures plain training, the default `target_kl` counts
             threefold, as .03; one that you set is taken as it is.
 
@@ -63,6 +70,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         *,
         signals: Mapping[str, str] | None = None,
         probe: Choice = "auto",
+        read: Read = "auto",
         log: DecisionLog | Path | str | None = None,
         **settings: Any,
     ) -> None:
@@ -70,7 +78,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
             raise TypeError("a Trainer takes the callback: Trainer(..., callbacks=[AdaptiveWarmupCallback()]).")
         check_settings(settings)
         check_choice(probe)
-        self._choice = probe
+        check_read(read)
+        self._choice, self._read = probe, read
         self._probe: TrainerProbe | None = None
         self._settings = {"warmup_steps": warmup_steps, **settings}
         Config(**{**self._settings, "warmup_steps": warmup_steps or 10**9})  # bad settings fail here, not in train()
@@ -84,6 +93,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._untap = ExitStack()
         self._period = 1  # updates under one decision
         self._lrs: DrivenLrs  # from the begin of training on, as the regulator
+        self._values = Reader(read)
         self._loss: Any = None  # of the running step, unread
         self._grad_norm: Any = None
         self._too_late = False  # to cut an update once its gradient's norm is known
@@ -100,7 +110,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         return self._reader.sources
 
     def observe(self, **signals: Any) -> None:
-        """Report any subset of the signals of `Signals` (and `kl_source`) on the step that is running.
+        """Report any subset of the signals of `Signals` (`kl_source`, `of_step`) on the step that is running.
 
         From within the step, or from the `on_step_end` of a callback that stands before this one. Of several processes
         the first one decides for all, on what it observes: report means over all of them there.
@@ -120,7 +130,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         if optimizer is None or schedule is None:
             raise ValueError("AdaptiveWarmupCallback needs an optimizer and an lr schedule: let the Trainer make both.")
         self.on_epoch_end()  # what an exception in an earlier run may have left
-        self._lrs = DrivenLrs(optimizer, schedule)
+        self._lrs, self._values = DrivenLrs(optimizer, schedule), Reader(self._read)
         trainer = calling_trainer(self)
         self._period = getattr(trainer, "updates_per_rollout", 1)
         updates = nominal_warmup(self._settings["warmup_steps"], self._lrs.schedule, args, state.max_steps)
@@ -147,6 +157,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
             self._probe.before()
         if self._grad_norm is None or self._too_late:
             return
+        if self._values.is_late(self._grad_norm):
+            limit(self._lrs.optimizer, self._grad_norm, self._regulator)
+            return
         self._grad_norm = norm = float(self._grad_norm)  # read once
         cut = self._regulator.cut(norm)
         if cut < 1.0:
@@ -157,6 +170,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
     def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Give the schedule its own lr back, and leave the lr that was used where the Trainer reads it for its log."""
         self._lrs.used()
+        unlimited(self._lrs.optimizer)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide on the next step's factor, if the RL step is done."""
@@ -168,8 +182,10 @@ class AdaptiveWarmupCallback(TrainerCallback):
     def _decide(self, used: Decision, state: TrainerState, control: TrainerControl) -> None:
         if self._probe:
             self._probe.after(self._regulator)
-        self._regulator.observe(loss=self._loss, grad_norm=self._grad_norm)
-        self._regulator.supply(**self._reader.end())
+        arrived, step = self._values.arrived(), self._regulator.state.step
+        self._regulator.observe(**self._values.take({"loss": self._loss, "grad_norm": self._grad_norm}, step))
+        self._regulator.supply(**arrived)
+        self._regulator.supply(**self._values.take(self._reader.end(), step))
         self._regulator.decide(self._lrs.scheduled / self._lrs.peak if self._lrs.peak else 0.0)
         agree(self._regulator)
         decision = self._regulator.decision
@@ -223,6 +239,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
         if sum(isinstance(callback, AdaptiveWarmupCallback) for callback in trainer.callback_handler.callbacks) > 1:
             raise ValueError("two AdaptiveWarmupCallbacks on one Trainer would both set the lr: remove one of them.")
         self._too_late = trainer.accelerator.distributed_type == "DEEPSPEED"  # its backward makes the update, too
+        if not self._too_late and self._regulator.limits:
+            self._values.tell(trainer.args.device, self._lrs.optimizer)
         tap(self._untap, trainer, "_get_grad_norm", self._see_grad_norm)
         tap(self._untap, trainer, "training_step", self._see_loss)
         tap(self._untap, trainer, "log", self._add_figures)
@@ -232,8 +250,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
             self._probe = TrainerProbe(self._choice, trainer, self._untap, "target_kl" not in self._settings)
 
     def _see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._grad_norm = original(*args, **kwargs)
-        return self._grad_norm
+        norm = original(*args, **kwargs)
+        self._grad_norm = whole(norm)
+        return norm
 
     def _see_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loss = original(*args, **kwargs)  # of one micro-batch, its share of the step's loss, detached
@@ -247,6 +266,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
     def _save(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A checkpoint has the schedule's own lr, also in the midst of a step (SIGTERM), and our state."""
+        self._regulator.supply(**self._values.arrived())
         self._stored[_KEY] = self._regulator.state_dict()
         if self._probe:
             self._stored[_PROBE_KEY] = self._probe.state_dict()

@@ -391,6 +391,21 @@ def test_a_decision_log_of_our_own(tmp_path: Path) -> None:
     assert found.notes == ["with the settings in the log, 20 of its 20 decisions come out the same"]
 
 
+def test_of_a_decision_log_late_kls_are_left_out(tmp_path: Path) -> None:
+    """A row has the lr of its own step."""
+    regulator = Regulator(Config(10))
+    with DecisionLog(tmp_path / "run.jsonl", regulator.config) as log:
+        for step in range(20):
+            factor = regulator.decision.factor
+            regulator.observe(kl=0.001 + step, task_reward=0.5, of_step=max(step - 2, 0) if step < 10 else None)
+            regulator.decide()
+            log.write(regulator, lr=0.1 * factor)
+    found = read(tmp_path / "run.jsonl")
+    assert column(found, "kl")[10:] == [0.001 + step for step in range(10, 20)]
+    assert found.past.columns["kl"].given.tolist() == [True, *9 * [False], *10 * [True]]
+    assert "7 KLs came in a later step than the one that they are of; left out" in found.notes
+
+
 # --- Damage ---
 
 

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_warmup import Config, Regulator, Signals
+from adaptive_warmup.regulator import sealed
 from tests.optimizers import lively, streams
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -135,6 +136,90 @@ def test_what_is_no_signal_is_refused_and_nothing_of_it_is_taken_in(
     assert seen(regulator) == Signals()
 
 
+# Late KLs: of which step
+
+
+def told(*kls: tuple[float, int | None], steps: int = 10, config: Config | None = None) -> Regulator:
+    """After so many steps without a word, one step for each KL, with `of_step`."""
+    regulator = Regulator(config or Config(100))
+    for _ in range(steps):
+        regulator.decide()
+    for kl, of_step in kls:
+        regulator.observe(kl=kl, of_step=of_step)
+        regulator.decide()
+    return regulator
+
+
+def test_a_late_kl_counts_at_the_lr_of_its_step() -> None:
+    """Of step 3, at factor .04: 4 times the target there is on target at .02. Without a date it would be at .055."""
+    assert told((0.04, 3)).decision.ceiling == pytest.approx(0.02)
+    assert told((0.04, None)).decision.ceiling == pytest.approx(0.055)
+    assert told((0.04, 10)).decision == told((0.04, None)).decision
+    assert "kl 0.04 of an earlier step is 4 x the target" in told((0.04, 3)).decision.reasons[0]
+
+
+def test_the_lr_rises_to_a_rise_above_what_a_late_kl_has_shown_to_be_borne() -> None:
+    """From 1 / 100 in three steps at least: tenfold a step. Of step 0 (.01), .1 is shown, and .11 reached already."""
+    assert told((1e-9, None)).decision.factor == pytest.approx(1.0)
+    first, second = told((1e-9, 0)), told((1e-9, 0), (1e-9, 3))
+    assert (first.decision.factor, first.decision.phase) == (pytest.approx(0.11), "warmup")
+    assert second.decision.factor == pytest.approx(0.4)
+    assert told((1e-9, 0), (1e-9, 10)).decision.factor == pytest.approx(1.0)  # never more than a rise
+
+
+def test_the_schedule_counts_in_the_lr_of_a_late_kl() -> None:
+    regulator = Regulator(Config(1, min_target_kl=0.01))
+    for scale in (0.5, 1.0):
+        regulator.decide(scale)
+    regulator.observe(kl=0.01, of_step=0)
+    regulator.decide()
+    assert regulator.signals == Signals(kl=0.01, kl_lr=0.5)
+    assert regulator.decision.ceiling == pytest.approx(0.5)
+
+
+def test_of_each_step_one_kl_counts(caplog: pytest.LogCaptureFixture) -> None:
+    regulator = told((0.04, 3))
+    for of_step in (3, -1, 10 - 64):
+        regulator.observe(kl=9.0, of_step=of_step, entropy=2.0)
+        assert seen(regulator) == Signals(entropy=2.0)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the KL of step 3, come in step 11, is left out" in caplog.text
+
+
+def test_of_a_step_that_says_nothing_no_late_kl_counts() -> None:
+    regulator = Regulator(Config(10))
+    for lr_scale in (0.0, 1.0, 1.0):
+        regulator.decide(lr_scale)
+    regulator.observe(grad_norm=1.0)
+    regulator.cut(math.nan)
+    regulator.decide()
+    for of_step, counts in ((0, False), (1, True), (3, False)):
+        regulator.observe(kl=0.5, of_step=of_step)
+        assert (seen(regulator).kl == 0.5) is counts
+
+
+def test_a_kl_of_the_running_step_comes_in_place_of_a_late_one() -> None:
+    regulator = told()
+    regulator.observe(kl=0.5, of_step=4)
+    regulator.observe(kl=0.25)
+    assert seen(regulator) == Signals(kl=0.25)
+
+
+@pytest.mark.parametrize(
+    ("of_step", "error", "says"),
+    [
+        (11, ValueError, "of_step=11 is still to come: the running step is 10"),
+        (1.5, TypeError, r"of_step=1\.5 must be a whole number, as `decision.step` is"),
+        ("3", TypeError, "of_step='3'"),
+    ],
+)
+def test_a_step_that_is_none_is_refused(of_step: Any, error: type[Exception], says: str) -> None:
+    regulator = told()
+    with pytest.raises(error, match=says):
+        regulator.observe(kl=0.5, entropy=1.0, of_step=of_step)
+    assert seen(regulator) == Signals()
+
+
 # Cuts
 
 
@@ -208,6 +293,32 @@ def test_by_way_of_json_it_goes_on_exactly(before: list[dict[str, Any]], after: 
             regulator.decide()
         assert rest.decision == whole.decision
         assert rest.state == whole.state
+
+
+late_kls = st.lists(st.tuples(st.floats(1e-5, 1.0), st.integers(0, 7) | st.none()), min_size=1, max_size=25)
+
+
+@given(late_kls, st.integers(0))
+def test_it_goes_on_exactly_with_late_kls(stream: list[tuple[float, int | None]], cut: int) -> None:
+    whole, parts = Regulator(Config(30)), Regulator(Config(30))
+    for step, (kl, late) in enumerate(stream):
+        for regulator in (whole, parts):
+            regulator.observe(kl=kl, of_step=None if late is None else step - late)
+        if step == cut % len(stream):
+            saved, parts = parts.state_dict(), Regulator(Config(30))
+            parts.load_state_dict(json.loads(json.dumps(saved)))
+        assert whole.decide() == parts.decide()
+    assert whole.state_dict() == parts.state_dict()
+
+
+def test_a_state_of_before_there_were_late_kls_is_read() -> None:
+    old = {name: part for name, part in told((0.04, 3)).state_dict().items() if name not in ("version", "checksum")}
+    del old["lrs"]
+    regulator = Regulator(Config(100))
+    regulator.load_state_dict(sealed(old))
+    assert regulator.decision == told((0.04, 3)).decision
+    regulator.observe(kl=0.5, of_step=9)
+    assert seen(regulator) == Signals()
 
 
 def test_after_loading_the_signals_of_the_latest_decision_are_not_known() -> None:

@@ -26,6 +26,15 @@ def test_each_step_is_logged_with_its_lr_and_replays(tmp_path: Path) -> None:
     assert (run.about, run.config.warmup_steps, run.problem) == ({"lr": 0.5}, 10, None)
 
 
+def test_late_kls_replay(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    late = [{**signals, "of_step": max(step - 3, 0)} for step, signals in enumerate(lively(40))]
+    drive(AdaptiveWarmup(CosineAnnealingLR(optimizer_of(0.5), 50), 10, log=path), late)
+    run = read(path)
+    assert [decision.factor for decision in replay(run)] == [step["next"] for step in run.steps]
+    assert len([step for step in run.steps if "kl_lr" in step["signals"]]) == 36  # of steps 1 to 36
+
+
 def test_it_changes_no_decision(tmp_path: Path) -> None:
     with_log = drive(AdaptiveWarmup(optimizer_of(0.5), 10, log=str(tmp_path / "run.jsonl")), lively(40))
     assert with_log == drive(AdaptiveWarmup(optimizer_of(0.5), 10), lively(40))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,4 +73,4 @@ def _end(parser: Parser, path: Path) -> Existing:
 
 
 def _told(config: Config, about: dict[str, Any]) -> dict[str, Any]:
-    return {**json.loads(json.dumps(vars(config))), **about}
+    return {**json.loads(json.dumps(asdict(config))), **about}

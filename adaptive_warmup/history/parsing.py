@@ -15,7 +15,7 @@ from adaptive_warmup.lines import Line, Notes, lines, number
 from adaptive_warmup.signals import NAMES, is_source
 
 FORMAT = 1
-_SIGNALS = (*NAMES, "lr_scale")
+_SIGNALS = (*NAMES, "lr_scale", "kl_lr")
 
 
 @dataclass(frozen=True)

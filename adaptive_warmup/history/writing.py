@@ -22,7 +22,7 @@ from adaptive_warmup.regulator import Regulator
 from adaptive_warmup.signals import Signals
 
 _log = logging.getLogger("adaptive_warmup")
-_IN_FULL = ("kl", "task_reward", "kl_reward", "grad_norm", "lr_scale")  # what decisions depend on, to the last bit
+_IN_FULL = ("kl", "kl_lr", "task_reward", "kl_reward", "grad_norm", "lr_scale")  # decisions hang on the last bit
 _LARGE = 1e99  # from here on rounding could carry a value past what the alarms take for finite
 
 

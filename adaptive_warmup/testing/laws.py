@@ -32,6 +32,7 @@ _any_signals = st.builds(
     grad_norm=_anything,
     loss=_anything,
     lr_scale=st.floats(0.0, 2.0) | _anything.filter(lambda x: x is not None),
+    kl_lr=st.none() | st.floats(0.0, 2.0) | _anything,
 )
 _healthy_signals = st.builds(
     Signals,

@@ -49,31 +49,57 @@ def test_missing() -> None:
     assert level(used) == pytest.approx(BEARS, rel=0.4)
 
 
-def late(by: int) -> list[float]:
+def late(by: int, dated: bool) -> list[float]:
+    """`dated`: it is said which step each KL is of."""
     kls: list[float] = []
 
     def tell(scheduler: AdaptiveWarmup, step: int, kl: float) -> None:
         kls.append(kl)
         if step >= by:
-            scheduler.observe(kl=kls[step - by])
+            scheduler.observe(kl=kls[step - by], of_step=step - by if dated else None)
 
     return factors(tell)
 
 
-@fault("reports", "scheduler", "signals late by 3 steps", "one overshoot, then the lr is where it should be")
+@pytest.mark.parametrize("by", [3, 10])
+@fault(
+    "reports", "scheduler", "a KL late by 3 or 10 steps, given with the step that it is of (`of_step`)",
+    "the lr comes later to where it should be, and stays there",
+)  # fmt: skip
+def test_late_and_dated(by: int) -> None:
+    used, timely = late(by, dated=True), factors(honest)
+    assert max(used) < 1.2 * BEARS
+    assert used[2 * by :] == pytest.approx(timely[by:-by], rel=0.15)
+
+
+@fault(
+    "reports", "scheduler", "a KL of a step that has one, of one more than 64 steps ago, or of one before the start",
+    "left out with one warning: the same decisions to the bit",
+)  # fmt: skip
+def test_out_of_date(caplog: pytest.LogCaptureFixture) -> None:
+    def tell(scheduler: AdaptiveWarmup, step: int, kl: float) -> None:
+        honest(scheduler, step, kl)
+        for of_step in (step - 1, step - 65, -1):
+            scheduler.observe(kl=1e3, of_step=of_step)
+
+    assert factors(tell) == factors(honest)
+    assert len(caplog.records) == 1
+
+
+@fault("reports", "scheduler", "a KL late by 3 steps, undated", "one overshoot, then the lr is where it should be")
 def test_late_by_3() -> None:
-    used = late(3)
+    used = late(3, dated=False)
     assert max(used[:50]) == 1.0
     assert max(used[50:]) < 1.5 * BEARS
     assert level(used) == pytest.approx(BEARS, rel=0.2)
 
 
 @fault(
-    "reports", "scheduler", "signals late by 10 steps",
-    "**not borne**: the lr swings between its floor and its peak. A KL belongs to the step that it is of",
+    "reports", "scheduler", "a KL late by 10 steps, undated",
+    "**not borne**: the lr swings between its floor and its peak. Say `of_step`",
 )  # fmt: skip
 def test_late_by_10() -> None:
-    used = late(10)
+    used = late(10, dated=False)
     assert (min(used[100:]) < 0.01, max(used[100:])) == (True, 1.0)
     assert all(1e-3 <= factor <= 1.0 for factor in used)
 

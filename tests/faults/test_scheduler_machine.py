@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from adaptive_warmup import AdaptiveWarmup
 from tests.faults.catalogue import fault
-from tests.optimizers import any_signals, lrs_of, optimizer_of
+from tests.optimizers import any_signals, likely_kl, lrs_of, optimizer_of
 
 
 def fresh(groups: int, per_group: bool) -> AdaptiveWarmup:
@@ -46,6 +46,11 @@ class Interrupted(RuleBasedStateMachine):
     def observe(self, signals: dict[str, Any], group: int | None) -> None:
         for scheduler in self.both:
             scheduler.observe(group=group, **signals)
+
+    @rule(kl=likely_kl, late=st.integers(0, 5), group=st.sampled_from([None, 0, 1]))
+    def observe_late(self, kl: float, late: int, group: int | None) -> None:
+        for scheduler in self.both:
+            scheduler.observe(group=group, kl=kl, of_step=scheduler.decision.step - late)
 
     @rule(norm=st.floats(0.01, 1e3) | st.just(float("nan")))
     def check_gradient(self, norm: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from benchmarks.experiments.overhead.sweep import (
     IMPORTS,
     PARAMETERS,
     PLAIN,
+    READ,
     REPEATS,
     STEPS_DONE,
     TOLD,
@@ -146,18 +148,28 @@ def reads() -> Iterator[Row]:
         with Reads(*[g["lr"] for g in scheduler.optimizer.param_groups if tensor_lr]) as seen:
             advance(scheduler, stream)
         yield {"what": "reads", "by": name, "steps": BLOCK, "reads": seen.count}
-    for name, callbacks in (("Trainer", []), ("Trainer with the callback", [AdaptiveWarmupCallback(probe=None)])):
+    for name, read in READ.items():
         with Reads() as seen:
-            train(callbacks)
+            train([AdaptiveWarmupCallback(probe=None, read=read)] if read else [])  # type: ignore[arg-type]
         yield {"what": "reads", "by": name, "steps": TRAINER_STEPS, "reads": seen.count}
 
 
 def imports() -> Iterator[Row]:
+    """With bytecode written, as an installed package has it; the first import writes it, and is not counted."""
     for name, (before, then) in IMPORTS.items():
         clock = f"{before}; import time; t = time.process_time(); {then}; print(time.process_time() - t)"
-        for repeat in range(IMPORT_REPEATS):
-            told = subprocess.run([sys.executable, "-c", clock], check=True, capture_output=True, text=True).stdout
-            yield {"what": "import", "of": name, "repeat": repeat, "ms": round(1e3 * float(told.split()[-1]), 2)}
+        with tempfile.TemporaryDirectory() as folder:
+            apart = os.environ | {"PYTHONPYCACHEPREFIX": folder, "PYTHONDONTWRITEBYTECODE": ""}
+            for repeat in range(-1, IMPORT_REPEATS):
+                command = [sys.executable, "-c", clock]
+                told = subprocess.run(command, check=True, capture_output=True, text=True, env=apart).stdout
+                if repeat >= 0:
+                    yield {
+                        "what": "import",
+                        "of": name,
+                        "repeat": repeat,
+                        "ms": round(1e3 * float(told.split()[-1]), 2),
+                    }
 
 
 def memory() -> Iterator[Row]:

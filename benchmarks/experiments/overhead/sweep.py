@@ -17,6 +17,11 @@ TOLD: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 TRAINER_STEPS, TRAINER_REPEATS = 100, 5
+READ = {  # how the callback reads, by what is trained; "late" is the default on an accelerator, "now" on a CPU
+    "Trainer": None,
+    "Trainer with the callback, as on an accelerator": "late",
+    "Trainer with the callback": "now",
+}
 IMPORTS: dict[str, tuple[str, str]] = {  # what the user has imported already, and what is imported then
     "AdaptiveWarmup": ("import torch, torch.optim.lr_scheduler", "from adaptive_warmup import AdaptiveWarmup"),
     "AdaptiveWarmupCallback": (
