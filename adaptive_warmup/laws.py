@@ -17,7 +17,7 @@ from adaptive_warmup.statistics import Gain
 if TYPE_CHECKING:
     from adaptive_warmup.alarms import Alarm, Watch
     from adaptive_warmup.controller import Config, State
-    from adaptive_warmup.signals import Signals
+    from adaptive_warmup.signals import KLSource, Signals
     from adaptive_warmup.statistics import LogScale
 
 _FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
@@ -77,9 +77,11 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
 LAWS: dict[str, Law] = {"feedback": feedback, "linear": linear}
 
 
-def rise(config: Config) -> float:
-    """Most that ln(factor) rises in one measured step: the ramp from 1 / warmup_steps then takes `shortest` steps."""
-    return math.log(config.warmup_steps) / max(config.shortest - 1, 1)
+def steps_left(config: Config, factor: float, memory: Mapping[str, float]) -> int:
+    """Steps from `factor` to the peak where no ceiling is in the way."""
+    if memory.get("nominal"):
+        return math.ceil(config.warmup_steps * (1.0 - factor) - 1e-9)  # rounding is no step more
+    return math.ceil(-math.log(factor) / _quick(config))
 
 
 def cut(config: Config, state: State, grad_norm: float) -> float:
@@ -101,6 +103,21 @@ def cut(config: Config, state: State, grad_norm: float) -> float:
 def outlying(grad_norm: LogScale) -> float:
     """The norm from which an update is an outlier, and is cut; NaN until the run's own history tells."""
     return grad_norm.at(_OUTLIER)
+
+
+def _quick(config: Config) -> float:
+    """Most that ln(factor) rises in one measured step: the ramp from 1 / warmup_steps then takes `shortest` steps."""
+    return math.log(config.warmup_steps) / max(config.shortest - 1, 1)
+
+
+def _is_nominal(config: Config, source: KLSource) -> bool:
+    """Whether the way up is no quicker than the nominal warmup, however safe it looks.
+
+    So in plain training, where a step is a single update. In its first updates Adam's step is as long as its lr allows,
+    whatever the lr, so that the KL of a quick way up tells little of the next one's; and what is lost there is not seen
+    for long (`benchmarks/experiments/lm/`). `min_warmup_steps` says otherwise.
+    """
+    return source == "training_probe" and config.min_warmup_steps is None
 
 
 def _gain(state: State) -> Gain:
@@ -127,11 +144,13 @@ def _named(alarms: tuple[Alarm, ...], name: str) -> Alarm:
 
 
 def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signals, hold: str | None) -> Move:
-    """Go to the ceiling in logs, at most `rise` up and `_FALL` down; not up at all where something holds."""
+    """Go to the ceiling in logs, by a bounded step up and `_FALL` down; not up at all where something holds."""
     target = config.target_at(state.step, signals.kl_source, signals.lr_scale)
     ceiling = gain.factor_for(target)
     want = math.log(ceiling / state.factor)
-    step = max(min(want, 0.0 if hold else rise(config)), -_FALL)
+    nominal = _is_nominal(config, signals.kl_source)
+    rise = math.log1p(1.0 / (config.warmup_steps * state.factor)) if nominal else _quick(config)
+    step = max(min(want, 0.0 if hold else rise), -_FALL)
     factor = min(state.factor * math.exp(step), 1.0)
     budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
     what = f"kl {kl:.2g} is {kl / budget:.2g} x the target {budget:.2g}: "
@@ -142,6 +161,8 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     else:
         what += f"rising to {factor:.2g}" if step else f"holding at {factor:.2g}"
     memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state), "target": target}
+    if nominal:
+        memory["nominal"] = 1
     return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
 
 

@@ -37,6 +37,25 @@ def test_safe_kl_shortens_to_the_stated_minimum_and_not_further() -> None:
         assert peak + 1 == shortest  # counted as the nominal warmup is: update number `warmup_steps` is at the peak
 
 
+@pytest.mark.parametrize("every", [1, 4])
+def test_plain_training_is_never_quicker_than_nominal_unless_told_to_be(every: int) -> None:
+    """However safe each measured update looks; `min_warmup_steps=3` is told to: sqrt(20) twice, from 1 / 20."""
+
+    def path(config: Config, bears: float) -> list[controller.Decision]:
+        state, decisions = controller.start(config), []
+        for t in range(60):
+            kl = 0.03 * (state.factor / bears) ** 2 if t % every == 0 else None
+            state, decision = controller.step(config, state, Signals(kl=kl, kl_source="training_probe"))
+            decisions.append(decision)
+        return decisions
+
+    safe = path(Config(20), bears=50.0)
+    assert [d.factor for d in safe] == pytest.approx([min(1.0, (t + 2) / 20) for t in range(60)])
+    assert {d.expected_end for d in safe} == {19}
+    assert [d.factor for d in path(Config(20), bears=0.3)][-30:] == pytest.approx([0.3] * 30)
+    assert path(Config(20, min_warmup_steps=3), bears=50.0)[0].factor == pytest.approx(20**-0.5)
+
+
 def test_the_kl_target_is_whole_at_first_then_falls_as_one_over_the_step() -> None:
     """A quarter of 100 steps; half the target at step 50, and the lr at 1 / sqrt(2); never below a tenth."""
     config = Config(100)
