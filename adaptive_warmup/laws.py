@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from adaptive_warmup.alarms import is_finite
-from adaptive_warmup.signals import PROBES, kl_on_target, kl_scale
+from adaptive_warmup.signals import PROBES, kl_on_target, kl_scale, updates_of
 from adaptive_warmup.statistics import Gain
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it las
 _NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
 _NO_UPDATE = 1e-6  # likewise where the user's schedule is this near to zero
 _GAPS = 4  # a probe that measures every so many steps has not fallen silent before so many times that
+_FEW = 8  # updates on one rollout up to which a step counts as one
 _CALM, _OUTLIER = 2.0, 4.0  # z of the grad norm up to which the pace is nominal, and from which the warmup waits
 
 
@@ -63,8 +64,8 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     kl = signals.kl
     hold = _hold(config, state, alarms)
     if is_finite(kl) and kl > _NO_MEASUREMENT and _NO_UPDATE < signals.lr_scale < 1.0 / _NO_UPDATE:
-        gap = _gap(state) if signals.kl_source in PROBES else 1
-        gain = _gain(state).update(kl / kl_scale(signals.kl_source), state.factor * signals.lr_scale, gap)
+        worth = _worth(state, signals.kl_source)
+        gain = _gain(state).update(kl / kl_scale(signals.kl_source), state.factor * signals.lr_scale, worth)
         move = _toward(config, state, gain, kl, signals, hold)
     else:
         move = _unmeasured(config, state, watch, hold)
@@ -129,6 +130,19 @@ def _gap(state: State) -> int:
     return int(state.law.get("silent", 0)) + 1
 
 
+def _worth(state: State, source: KLSource) -> int:
+    """How many steps' worth of good news a KL is: of a probe, the steps since it measured before.
+
+    Where many clipped updates are made on one rollout, clipping ends the policy's way at a low lr, so that the KL
+    hardly grows with the lr until that is far higher, and good news by the square of the lr is too little. There, on
+    the way up, each eight updates count as a step, as long as no KL has exceeded its target: past that, believing good
+    news as soon as bad would keep the lr too high (`benchmarks/experiments/cartpole/`).
+    """
+    if source in PROBES:
+        return _gap(state)
+    return 1 if state.law.get("met") else max(updates_of(source) // _FEW, 1)
+
+
 def _hold(config: Config, state: State, alarms: tuple[Alarm, ...]) -> str | None:
     """Why the factor may not rise now, if so."""
     for alarm in alarms:
@@ -163,6 +177,8 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state), "target": target}
     if nominal:
         memory["nominal"] = 1
+    if updates_of(signals.kl_source) > _FEW and (kl > budget or state.law.get("met")):
+        memory["met"] = 1
     return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
 
 
