@@ -32,7 +32,7 @@ class Gain:
     count: int = 0
 
     def update(self, kl: float, factor: float, worth: int = 1) -> Gain:
-        """Take in a KL (> 0, nats per token) that an update at `factor` (> 0) caused, and that speaks for `worth` steps.
+        """Take in a KL (> 0, nats per token) that an update at `factor` (> 0) caused; it speaks for `worth` steps.
 
         Good news is believed by a little a step, up to eight steps' worth at once.
         """

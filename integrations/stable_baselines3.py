@@ -130,10 +130,10 @@ class AdaptiveWarmupCallback(BaseCallback):
 
     def _source(self) -> str:
         """After the last update on the rollout, and after how many."""
-        epochs, batch = (getattr(self.model, name, None) for name in ("n_epochs", "batch_size"))
-        if not epochs or not batch:
+        model: Any = self.model
+        if not hasattr(model, "n_epochs"):  # A2C: a single one
             return "post_update"
-        return f"post_update:{epochs}x{math.ceil(self.model.n_steps * self.model.n_envs / batch)}"
+        return f"post_update:{model.n_epochs}x{math.ceil(model.n_steps * model.n_envs / model.batch_size)}"
 
 
 class _Warmed:
