@@ -114,9 +114,8 @@ def _quick(config: Config) -> float:
 def _is_nominal(config: Config, source: KLSource) -> bool:
     """Whether the way up is no quicker than the nominal warmup, however safe it looks.
 
-    So in plain training, where a step is a single update. In its first updates Adam's step is as long as its lr allows,
-    whatever the lr, so that the KL of a quick way up tells little of the next one's; and what is lost there is not seen
-    for long (`benchmarks/experiments/lm/`). `min_warmup_steps` says otherwise.
+    So in plain training, where a step is a single update, and three of them are no warmup: what a quick way up does
+    shows in no KL, only in the loss at the end (`benchmarks/experiments/lm/`). `min_warmup_steps` says otherwise.
     """
     return source == "training_probe" and config.min_warmup_steps is None
 

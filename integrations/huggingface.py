@@ -51,7 +51,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
             "task_reward"}`. Those of a log are means over `logging_steps`, and count for the step after it.
         probe: `"auto"`, a `PolicyProbe` of your own, or None for none. It costs at most 2 % of the training's work.
         settings: those of `Config` by name. Where the probe measures plain training, the default `target_kl` counts
-            threefold, as .03; one that you set is taken as it is.
+            threefold, as .03, and the way up is never quicker than nominal; a `target_kl` that you set is taken as it
+            is, as in RL, and so is a `min_warmup_steps`.
 
     Raises:
         TypeError, ValueError: a setting, or a signal, that is unknown or out of range.
