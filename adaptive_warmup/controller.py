@@ -35,7 +35,7 @@ class Config:
             (post-update k3; other sources are put on this scale). See `target_at` for how it falls.
         min_target_kl: what it falls to. None: a tenth of `target_kl`; `target_kl` itself keeps it where it is.
         min_warmup_steps: the warmup takes at least so many steps, however safe it looks. None: 3, or `warmup_steps`
-            where that is less.
+            where that is less; in plain training (`training_probe`) the nominal warmup.
         min_factor: the factor is never cut below this, or below the first factor where that is less.
         guard: whether the ceiling goes on guarding when the warmup is done; False hands over for good.
         on_gaming: what follows when the KL reward is being gamed: `hold` (no further rise), `warn`, or `stop`.
@@ -252,4 +252,4 @@ def _phase(before: float, factor: float, move: laws.Move) -> Phase:
 def _expected_end(config: Config, state: State, ceiling: float | None) -> int | None:
     if ceiling is None:
         return state.step + math.ceil(config.warmup_steps - state.clock)
-    return state.step + math.ceil(-math.log(state.factor) / config.rise) if ceiling >= 1.0 else None
+    return state.step + laws.steps_left(config, state.factor, state.law) if ceiling >= 1.0 else None

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from adaptive_warmup.alarms import is_finite
-from adaptive_warmup.signals import PROBES, kl_on_target, kl_scale
+from adaptive_warmup.signals import PROBES, kl_on_target, kl_scale, updates_of
 from adaptive_warmup.statistics import Gain
 
 if TYPE_CHECKING:
     from adaptive_warmup.alarms import Alarm, Watch
     from adaptive_warmup.controller import Config, State
-    from adaptive_warmup.signals import Signals
+    from adaptive_warmup.signals import KLSource, Signals
     from adaptive_warmup.statistics import LogScale
 
 _FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
@@ -26,6 +26,7 @@ _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it las
 _NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
 _NO_UPDATE = 1e-6  # likewise where the user's schedule is this near to zero
 _GAPS = 4  # a probe that measures every so many steps has not fallen silent before so many times that
+_FEW = 8  # updates on one rollout up to which a step counts as one
 _CALM, _OUTLIER = 2.0, 4.0  # z of the grad norm up to which the pace is nominal, and from which the warmup waits
 
 
@@ -64,8 +65,7 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     hold = _hold(config, state, alarms)
     lr = state.factor * signals.lr_scale if signals.kl_lr is None else signals.kl_lr
     if is_finite(kl) and kl > _NO_MEASUREMENT and measurable(signals.lr_scale) and 0.0 < lr < math.inf:
-        gap = _gap(state) if signals.kl_source in PROBES else 1
-        gain = _gain(state).update(kl / kl_scale(signals.kl_source), lr, gap)
+        gain = _gain(state).update(kl / kl_scale(signals.kl_source), lr, _worth(state, signals.kl_source))
         move = _toward(config, state, gain, kl, signals, hold)
     else:
         move = _unmeasured(config, state, watch, hold)
@@ -81,6 +81,13 @@ LAWS: dict[str, Law] = {"feedback": feedback, "linear": linear}
 def measurable(lr_scale: float) -> bool:
     """Whether the KL of an update says something of the lr, so far as the user's schedule goes."""
     return _NO_UPDATE < lr_scale < 1.0 / _NO_UPDATE
+
+
+def steps_left(config: Config, factor: float, memory: Mapping[str, float]) -> int:
+    """Steps from `factor` to the peak where no ceiling is in the way."""
+    if memory.get("nominal"):
+        return math.ceil(config.warmup_steps * (1.0 - factor) - 1e-9)  # rounding is no step more
+    return math.ceil(-math.log(factor) / config.rise)
 
 
 def cut(config: Config, state: State, grad_norm: float) -> float:
@@ -121,6 +128,15 @@ def _cuts(config: Config, state: State) -> bool:
     return config.law != "linear" and (state.finished is None or config.guard)
 
 
+def _is_nominal(config: Config, source: KLSource) -> bool:
+    """Whether the way up is no quicker than the nominal warmup, however safe it looks.
+
+    So in plain training, where a step is a single update, and three of them are no warmup: what a quick way up does
+    shows in no KL, only in the loss at the end (`benchmarks/experiments/lm/`). `min_warmup_steps` says otherwise.
+    """
+    return source == "training_probe" and config.min_warmup_steps is None
+
+
 def _gain(state: State) -> Gain:
     return Gain(state.law.get("gain", 0.0), int(state.law.get("count", 0)))
 
@@ -128,6 +144,19 @@ def _gain(state: State) -> Gain:
 def _gap(state: State) -> int:
     """Steps since the KL was measured before."""
     return int(state.law.get("silent", 0)) + 1
+
+
+def _worth(state: State, source: KLSource) -> int:
+    """How many steps' worth of good news a KL is: of a probe, the steps since it measured before.
+
+    Where many clipped updates are made on one rollout, clipping ends the policy's way at a low lr, so that the KL
+    hardly grows with the lr until that is far higher, and good news by the square of the lr is too little. There, on
+    the way up, each eight updates count as a step, as long as no KL has exceeded its target: past that, believing good
+    news as soon as bad would keep the lr too high (`benchmarks/experiments/cartpole/`).
+    """
+    if source in PROBES:
+        return _gap(state)
+    return 1 if state.law.get("met") else max(updates_of(source) // _FEW, 1)
 
 
 def _hold(config: Config, state: State, alarms: tuple[Alarm, ...]) -> str | None:
@@ -149,7 +178,9 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     target = config.target_at(state.step, signals.kl_source, signals.lr_scale)
     ceiling = gain.factor_for(target)
     want = math.log(ceiling / state.factor)
-    step = max(min(want, 0.0 if hold else _allowed(config, state, signals)), -_FALL)
+    nominal = _is_nominal(config, signals.kl_source)
+    rise = math.log1p(1.0 / (config.warmup_steps * state.factor)) if nominal else config.rise
+    step = max(min(want, 0.0 if hold else _allowed(state, signals, rise)), -_FALL)
     factor = min(state.factor * math.exp(step), 1.0)
     budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
     late = "" if signals.kl_lr is None else " of an earlier step"
@@ -161,18 +192,22 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     else:
         what += f"rising to {factor:.2g}" if step else f"holding at {factor:.2g}"
     memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state), "target": target}
+    if nominal:
+        memory["nominal"] = 1
+    if updates_of(signals.kl_source) > _FEW and (kl > budget or state.law.get("met")):
+        memory["met"] = 1
     return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
 
 
-def _allowed(config: Config, state: State, signals: Signals) -> float:
+def _allowed(state: State, signals: Signals, rise: float) -> float:
     """Most that ln(factor) may rise now: to `rise` above the lr that the KL is of, which it has shown to be borne.
 
     So the later the KL, the slower the rise: by `rise` in as many steps as it takes to hear of it.
     """
     if signals.kl_lr is None:
-        return config.rise
+        return rise
     ahead = math.log(state.factor * signals.lr_scale / signals.kl_lr)
-    return max(min(config.rise - ahead, config.rise), 0.0)
+    return max(min(rise - ahead, rise), 0.0)
 
 
 def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) -> Move:

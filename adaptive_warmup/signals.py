@@ -7,7 +7,7 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-KLSource = str  # a key of `KL_SCALE`, or `in_loop:4x2`
+KLSource = str  # a key of `KL_SCALE`, or `in_loop:4x2`, `post_update:4x8`
 
 
 class Signals(NamedTuple):
@@ -20,7 +20,8 @@ class Signals(NamedTuple):
         kl: how far the step moved the policy: KL(before the step || after it), nats per response token, averaged over
             the tokens. Best is k3 on the step's own rollout after its last mini-batch, see `kl_source`.
         kl_source: how `kl` was measured, since each way has its own scale.
-            `post_update`: after the last update of the step. `probe`: the same, exact over the vocabulary, on a few
+            `post_update`: after the last update of the step; `post_update:4x8` says besides that these were 4 epochs of
+            8 mini-batches, which counts where they are many. `probe`: the same, exact over the vocabulary, on a few
             sequences. `training_probe`: a probe where nothing is sampled from the policy, as in fine-tuning, which
             bears three times as much. `in_loop`: the mean of what PPO code calls `approx_kl`, measured *before* each
             mini-batch's update; better `in_loop:4x2`, which says how many PPO epochs of how many mini-batches it was
@@ -70,7 +71,7 @@ KL_SCALE: dict[KLSource, float] = {
 }
 PROBES: tuple[KLSource, ...] = ("probe", "training_probe")  # which do not measure every step
 KL_SOURCES: tuple[KLSource, ...] = tuple(KL_SCALE)
-_COUNTED = re.compile(r"in_loop:([1-9]\d{0,5})x([1-9]\d{0,5})")
+_COUNTED = re.compile(r"(in_loop|post_update):([1-9]\d{0,5})x([1-9]\d{0,5})")
 _FRESH = 0.25  # what a KL reads on tokens that were not trained on, of what it reads on those that were
 NAMES: tuple[str, ...] = tuple(name for name in Signals._fields if name not in ("kl_source", "lr_scale", "kl_lr"))
 
@@ -103,7 +104,16 @@ def kl_on_target(target_kl: float, source: KLSource, lr_scale: float) -> float:
 def kl_scale(source: KLSource) -> float:
     """What `source` reads where the post-update k3 reads 1."""
     counted = _COUNTED.fullmatch(source)
-    return in_loop_scale(int(counted[1]), int(counted[2])) if counted else KL_SCALE[source]
+    if not counted:
+        return KL_SCALE[source]
+    return in_loop_scale(int(counted[2]), int(counted[3])) if counted[1] == "in_loop" else KL_SCALE[counted[1]]
+
+
+@cache
+def updates_of(source: KLSource) -> int:
+    """How many updates the step made, by its source; 0 where that does not say."""
+    counted = _COUNTED.fullmatch(source)
+    return int(counted[2]) * int(counted[3]) if counted else 0
 
 
 def in_loop_scale(epochs: int, mini_batches: int) -> float:
@@ -141,5 +151,5 @@ def check_source(source: str) -> None:
             f"kl_source={source!r}: before the only update there is no KL yet. Measure it after the update."
         )
     if not is_source(source):
-        known = f"{', '.join(KL_SOURCES)}, or in_loop:4x2 for 4 epochs of 2 mini-batches"
+        known = f"{', '.join(KL_SOURCES)}, or in_loop:4x2 for 4 epochs of 2 mini-batches (post_update:4x2 likewise)"
         raise ValueError(f"kl_source={source!r} is unknown: use one of {known}.")

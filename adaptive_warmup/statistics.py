@@ -29,16 +29,16 @@ class Gain(NamedTuple):
     log: float = 0.0
     count: int = 0  # type: ignore[assignment]  # a tuple's method of that name is not missed
 
-    def update(self, kl: float, factor: float, gap: int = 1) -> Gain:
-        """Take in a KL (> 0, nats per token) that an update at `factor` (> 0) caused, `gap` steps after the one before.
+    def update(self, kl: float, factor: float, worth: int = 1) -> Gain:
+        """Take in a KL (> 0, nats per token) that an update at `factor` (> 0) caused; it speaks for `worth` steps.
 
-        Good news is believed by a little a step, up to eight steps' worth at once where steps went unmeasured.
+        Good news is believed by a little a step, up to eight steps' worth at once.
         """
         seen = math.log(kl) - 2.0 * math.log(factor)
         if not self.count:
             return Gain(seen, 1)
         surprise = min(seen - self.log, 4.0)  # one absurd reading is not allowed to move it without bound
-        good = _GOOD_NEWS if gap == 1 else 1.0 - (1.0 - _GOOD_NEWS) ** min(gap, 8)
+        good = _GOOD_NEWS if worth == 1 else 1.0 - (1.0 - _GOOD_NEWS) ** min(worth, 8)
         share = _BAD_NEWS if surprise > 0 else good
         return Gain(self.log + share * surprise, self.count + 1)
 

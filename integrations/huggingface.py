@@ -58,7 +58,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
             Trainer's default is), else not at all. `"now"`: at once everywhere, for one wait before each update.
             `"late"`: as on an accelerator, everywhere.
         settings: those of `Config` by name. Where the probe measures plain training, the default `target_kl` counts
-            threefold, as .03; one that you set is taken as it is.
+            threefold, as .03, and the way up is never quicker than nominal; a `target_kl` that you set is taken as it
+            is, as in RL, and so is a `min_warmup_steps`.
 
     Raises:
         TypeError, ValueError: a setting, or a signal, that is unknown or out of range.

@@ -95,7 +95,8 @@ class TrainerProbe:
     def after(self, regulator: Regulator) -> None:
         """The update is done: report its KL, but not beside one that the host reports itself."""
         kl = self._probe.after(self._model)
-        if regulator.kl_source == "post_update" and self._args.process_index == 0:  # who decides for all
+        reported = (regulator.kl_source or "").startswith("post_update")
+        if reported and self._args.process_index == 0:  # who decides for all
             self._probe.retire("the host reports a post-update KL of its own")
         elif regulator.state.finished is not None and not regulator.config.guard:
             self._probe.retire("the warmup is done, and nothing is guarded after it")

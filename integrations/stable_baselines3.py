@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,7 +117,7 @@ class AdaptiveWarmupCallback(BaseCallback):
     def _kl(self) -> dict[str, Any]:
         """From the policy that collected the rollout to the policy now."""
         if self._rollout is None:  # what is logged: from the second epoch on, after an epoch's worth of updates
-            source = "post_update" if getattr(self.model, "n_epochs", 1) > 1 else "in_loop"
+            source = self._source() if getattr(self.model, "n_epochs", 1) > 1 else "in_loop"
             return {"kl": self.logger.name_to_value.get("train/approx_kl"), "kl_source": source}
         observations, actions, log_probs = (obs_as_tensor(_flat(part), self.model.device) for part in self._rollout)
         if isinstance(self.model.action_space, spaces.Discrete):
@@ -125,7 +126,14 @@ class AdaptiveWarmupCallback(BaseCallback):
         policy.set_training_mode(False)
         with torch.no_grad():
             log_ratio = policy.evaluate_actions(observations, actions)[1] - log_probs
-            return {"kl": (log_ratio.exp() - 1.0 - log_ratio).mean()}
+            return {"kl": (log_ratio.exp() - 1.0 - log_ratio).mean(), "kl_source": self._source()}
+
+    def _source(self) -> str:
+        """After the last update on the rollout, and after how many."""
+        model: Any = self.model
+        if not hasattr(model, "n_epochs"):  # A2C: a single one
+            return "post_update"
+        return f"post_update:{model.n_epochs}x{math.ceil(model.n_steps * model.n_envs / model.batch_size)}"
 
 
 class _Warmed:

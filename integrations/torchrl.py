@@ -44,6 +44,7 @@ class AdaptiveWarmupHook(LRSchedulerHook):  # type: ignore[misc]  # torchrl is u
     def __init__(self, scheduler: AdaptiveWarmup) -> None:
         super().__init__(scheduler, interval="batch")
         self._batch: TensorDictBase | None = None
+        self._updates = 0  # on the batch so far
 
     @property
     def decision(self) -> Decision:
@@ -66,15 +67,20 @@ class AdaptiveWarmupHook(LRSchedulerHook):  # type: ignore[misc]  # torchrl is u
             ) from error
         self._loss_module = trainer.loss_module
         trainer.register_op("pre_epoch", self._keep)
+        trainer.register_op("post_optim", self._count)
         trainer.register_op("post_optim_complete_log", self._read)
 
     def _keep(self, batch: TensorDictBase | None) -> TensorDictBase | None:
         self._batch = batch
         return batch
 
+    def _count(self) -> None:
+        self._updates += 1
+
     def _read(self, optim_steps: int, losses: TensorDictBase) -> dict[str, float]:
         """Between the last update on the batch and the scheduler's step; what it returns is logged."""
         batch, self._batch = self._batch, None
+        updates, self._updates = self._updates, 0
         signals: dict[str, Any] = {name: losses.get(name, None) for name in _SAME}
         signals["loss"] = sum(value for name, value in losses.items() if name.startswith("loss"))
         signals["grad_norm"] = losses.get("grad_norm", losses.get("grad_norm_0", None))
@@ -83,6 +89,7 @@ class AdaptiveWarmupHook(LRSchedulerHook):  # type: ignore[misc]  # torchrl is u
             if "kl_approx" in losses:
                 with torch.no_grad():
                     signals["kl"] = policy_kl(self._loss_module(batch))
+                signals["kl_source"] = f"post_update:1x{max(updates, 1)}"
         self.observe(**signals)
         return figures(self.scheduler.regulators[0].config, self.decision)
 

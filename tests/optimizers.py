@@ -21,7 +21,7 @@ any_signals = st.fixed_dictionaries(
     {},
     optional={
         "kl": any_value | likely_kl,
-        "kl_source": st.sampled_from([*KL_SOURCES, "in_loop:4x2"]),
+        "kl_source": st.sampled_from([*KL_SOURCES, "in_loop:4x2", "post_update:4x8"]),
         "task_reward": any_value | st.floats(0, 1),
         "kl_reward": any_value | st.floats(-1, 1),
         "grad_norm": any_value | st.floats(0.1, 10),

@@ -37,6 +37,47 @@ def test_safe_kl_shortens_to_the_stated_minimum_and_not_further() -> None:
         assert peak + 1 == shortest  # counted as the nominal warmup is: update number `warmup_steps` is at the peak
 
 
+@pytest.mark.parametrize("every", [1, 4])
+def test_plain_training_is_never_quicker_than_nominal_unless_told_to_be(every: int) -> None:
+    """However safe each measured update looks; `min_warmup_steps=3` is told to: sqrt(20) twice, from 1 / 20."""
+
+    def path(config: Config, bears: float) -> list[controller.Decision]:
+        state, decisions = controller.start(config), []
+        for t in range(60):
+            kl = 0.03 * (state.factor / bears) ** 2 if t % every == 0 else None
+            state, decision = controller.step(config, state, Signals(kl=kl, kl_source="training_probe"))
+            decisions.append(decision)
+        return decisions
+
+    safe = path(Config(20), bears=50.0)
+    assert [d.factor for d in safe] == pytest.approx([min(1.0, (t + 2) / 20) for t in range(60)])
+    assert {d.expected_end for d in safe} == {19}
+    assert [d.factor for d in path(Config(20), bears=0.3)][-30:] == pytest.approx([0.3] * 30)
+    assert path(Config(20, min_warmup_steps=3), bears=50.0)[0].factor == pytest.approx(20**-0.5)
+
+
+def clipped(source: str, spike: int | None = None) -> list[controller.Decision]:
+    """A run whose KL is .006 at every lr, under a target of .02; at step `spike` it is .03."""
+    kls = [0.03 if t == spike else 0.006 for t in range(20)]
+    config = Config(6, target_kl=0.02, min_target_kl=0.02)
+    return decide(config, [Signals(kl=kl, kl_source=source) for kl in kls])
+
+
+def test_many_clipped_updates_on_a_rollout_are_not_held_back_by_a_kl_that_ignores_the_lr() -> None:
+    """Believed by .15 a step, good news takes 15 steps to the peak; by four steps' worth, .48, it takes six."""
+    at_the_peak = {source: next(d.step for d in clipped(source) if d.factor == 1.0) for source in
+                   ("post_update", "post_update:1x2", "post_update:4x2", "post_update:4x8")}  # fmt: skip
+    assert at_the_peak == {"post_update": 15, "post_update:1x2": 15, "post_update:4x2": 15, "post_update:4x8": 6}
+
+
+def test_once_a_kl_has_exceeded_its_target_good_news_is_slow_again() -> None:
+    """From a ceiling where the KL is .3 of the target, 15 % of it is believed."""
+    rises = [math.log(b.factor / a.factor) for a, b in itertools.pairwise(clipped("post_update:4x8", spike=2))]
+    assert rises[0] > 0.2
+    assert rises[1] < 0.0
+    assert rises[2:6] == pytest.approx([-0.15 / 2 * math.log(0.3)] * 4)
+
+
 def test_the_kl_target_is_whole_at_first_then_falls_as_one_over_the_step() -> None:
     """A quarter of 100 steps; half the target at step 50, and the lr at 1 / sqrt(2); never below a tenth."""
     config = Config(100)

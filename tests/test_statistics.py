@@ -30,13 +30,13 @@ def test_one_absurd_kl_moves_the_gain_by_a_bounded_amount() -> None:
     assert Gain(0.0, 5).update(1e90, 1.0).log == 2.0
 
 
-def test_good_news_after_a_gap_counts_for_the_steps_between() -> None:
+def test_good_news_counts_for_the_steps_that_it_speaks_for() -> None:
     one_by_one = Gain(0.0, 5)
     for _ in range(4):
         one_by_one = one_by_one.update(math.exp(-1.0), 1.0)
-    assert Gain(0.0, 5).update(math.exp(-1.0), 1.0, gap=4).log == pytest.approx(one_by_one.log)
-    assert Gain(0.0, 5).update(math.exp(-1.0), 1.0, gap=10**6).log == pytest.approx(0.85**8 - 1.0)
-    assert Gain(0.0, 5).update(math.e, 1.0, gap=4).log == 0.5  # bad news is believed by half at once
+    assert Gain(0.0, 5).update(math.exp(-1.0), 1.0, worth=4).log == pytest.approx(one_by_one.log)
+    assert Gain(0.0, 5).update(math.exp(-1.0), 1.0, worth=10**6).log == pytest.approx(0.85**8 - 1.0)
+    assert Gain(0.0, 5).update(math.e, 1.0, worth=4).log == 0.5  # bad news is believed by half at once
 
 
 def test_level_of_a_constant_has_no_noise_and_no_drop() -> None:

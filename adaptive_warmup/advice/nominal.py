@@ -93,7 +93,8 @@ def bearable(run: Run, target: float) -> list[float]:
         for step in run.steps
         if step["lr"] > 0.0
         and 1e-12 < step["signals"].get("kl", 0.0) < math.inf
-        and step["signals"].get("kl_source", "post_update") in ("post_update", "probe", "training_probe")
+        and step["signals"].get("kl_source", "post_update").partition(":")[0]
+        in ("post_update", "probe", "training_probe")
     ]
 
 

@@ -25,7 +25,7 @@ _ordinary = st.floats(-1e3, 1e3)
 _any_signals = st.builds(
     Signals,
     kl=_anything,
-    kl_source=st.sampled_from([*KL_SOURCES, "in_loop:4x2"]),
+    kl_source=st.sampled_from([*KL_SOURCES, "in_loop:4x2", "post_update:4x8"]),
     reference_kl=_anything,
     task_reward=_anything,
     kl_reward=_anything,

@@ -122,13 +122,14 @@ def test_the_kl_is_that_of_the_whole_train() -> None:
     ppo(n_steps=512, batch_size=256, n_epochs=1, learning_rate=1e-3).learn(6 * 1024, callback=[warmup, compare])
     exact, observed = np.array(compare.pairs).T
     assert observed == pytest.approx(exact, rel=0.3)
+    assert warmup.regulator.signals.kl_source == "post_update:1x4"
 
 
 class OwnBuffer(RolloutBuffer):
     """A kind of its own: what its policy needs to evaluate actions is not known."""
 
 
-@pytest.mark.parametrize(("epochs", "source"), [(1, "in_loop"), (4, "post_update")])
+@pytest.mark.parametrize(("epochs", "source"), [(1, "in_loop"), (4, "post_update:4x4")])
 def test_with_another_rollout_buffer_it_goes_by_the_logged_kl(epochs: int, source: str) -> None:
     model = ppo(rollout_buffer_class=OwnBuffer, n_epochs=epochs)
     signals = learn(model, 3, AdaptiveWarmupCallback(4)).signals[-1]

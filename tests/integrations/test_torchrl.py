@@ -88,7 +88,9 @@ def test_the_signals_are_of_the_whole_batch() -> None:
     run.register_op("pre_epoch", keep)
     hook = hooked(run, warmup_steps=1)
     run.register_op("post_steps", compare)
+    lrs = lrs_of(run)
     run.train()
+    assert {signals.kl_source for _, signals in rows} == {f"post_update:1x{len(lrs) // 6}"}
     assert [signals.kl for _, signals in rows] == pytest.approx([exact for exact, _ in rows], rel=0.3)
     for _, signals in rows:
         assert 9 <= signals.task_reward <= 500
