@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif("VERL_RUN" not in os.environ, reason="not yet se
 
 STEPS, SAVED, UPDATES = 5, 3, 2
 SAID = {
-    "trainer.v1.trainer_mode": "adaptive_warmup_on_cpu",
+    "trainer.v1.trainer_mode": "adaptive_warmup",
     "+adaptive_warmup.actor.warmup_steps": 4,
     "+adaptive_warmup.actor.target_kl": 0.0005,
     "+adaptive_warmup.critic.warmup_steps": 3,
