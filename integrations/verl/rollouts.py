@@ -27,14 +27,13 @@ def policy_kl(actor: Any, batch: Any, sequences: int, rollout: Any) -> float | N
     One pass of the actor's workers without gradients. `old_log_probs` must be theirs; `rollout` is verl's config of it.
     """
     real, workers = _real(batch), _workers(actor)
-    share = min(sequences, len(real)) // workers
-    micro = min(rollout.get("log_prob_micro_batch_size_per_gpu") or share, share)
+    share, micro = _share(min(sequences, len(real)), workers, rollout.get("log_prob_micro_batch_size_per_gpu"))
     if not share:
         return None
-    keys = _even(real, (share - share % micro) * workers)
+    keys = _even(real, share * workers)
     part = batch.select_keys(keys)
     part.extra_info |= {"calculate_entropy": False, "compute_loss": False, "temperature": rollout.temperature}
-    part.extra_info |= {"micro_batch_size_per_gpu": micro}  # it must divide a worker's share, and verl's need not
+    part.extra_info |= {"micro_batch_size_per_gpu": micro}
     actor.compute_log_prob(part)
     rows = _read(part, keys, "log_probs", "old_log_probs", "response_mask")
     now = response_from_nested(rows["log_probs"], rows["response_mask"]).values()
@@ -55,6 +54,13 @@ def _real(batch: Any) -> list[str]:
 def _workers(actor: Any) -> int:
     """Among how many workers verl splits a batch; it has by now split one."""
     return int(max(actor._dispatch_info["actor"])) + 1
+
+
+def _share(count: int, workers: int, micro: int | None) -> tuple[int, int]:
+    """How many of `count` sequences each worker gets, and in micro-batches of how many: verl wants whole ones."""
+    share = count // workers
+    micro = min(micro or share, share)
+    return share - share % max(micro, 1), micro
 
 
 def _even(keys: list[str], count: int) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import types
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -102,6 +103,26 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry  # noqa: E402
 from adaptive_warmup.integrations.verl.engine import WarmedLanguageModel, WarmedValueModel  # noqa: E402
 
 
+class _Unpinned:
+    """verl keeps a frozen reference model in pinned memory, which there is only beside a GPU."""
+
+    engine_config: Any
+
+    def _build_fsdp_module(self, module: Any) -> Any:
+        theirs = self.engine_config
+        self.engine_config = replace(theirs, forward_only=False)
+        try:
+            return super()._build_fsdp_module(module)  # type: ignore[misc]
+        finally:
+            self.engine_config = theirs
+
+
+class _LanguageModel(_Unpinned, FSDPEngineWithLMHead): ...
+
+
+class _WarmedLanguageModel(_Unpinned, WarmedLanguageModel): ...
+
+
 class _AnyAttention:
     """A critic's engine of verl's insists on flash attention, which is for GPUs."""
 
@@ -120,8 +141,8 @@ class _WarmedValueModel(_AnyAttention, WarmedValueModel): ...
 
 
 for _vendor, _engines in {
-    None: (FSDPEngineWithLMHead, _ValueModel),
-    "adaptive_warmup": (WarmedLanguageModel, _WarmedValueModel),
+    None: (_LanguageModel, _ValueModel),
+    "adaptive_warmup": (_WarmedLanguageModel, _WarmedValueModel),
 }.items():
     for _kind, _engine in zip(("language_model", "value_model"), _engines, strict=True):
         EngineRegistry.register(model_type=_kind, backend=["fsdp", "fsdp2"], device="cpu", vendor=_vendor)(_engine)

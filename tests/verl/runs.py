@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from environment import ENVIRONMENT
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
@@ -28,6 +29,7 @@ def make_model(folder: Path) -> Path:
         num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, eos_token_id=1, bos_token_id=None,
         tie_word_embeddings=True,
     )  # fmt: skip
+    torch.manual_seed(0)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -47,7 +49,11 @@ def settings(folder: Path, out: Path) -> dict[str, Any]:
     one = {"strategy": "fsdp2", "ppo_mini_batch_size": 4, "ppo_micro_batch_size_per_gpu": 2}
     actor = {f"actor_rollout_ref.actor.{name}": value for name, value in one.items()}
     critic = {f"critic.{name}": value for name, value in one.items()}
+    # In verl's bf16 the log-probs of a policy so near to uniform are rounded by more than a step moves them.
+    precise = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
     return actor | critic | {
+        "+actor_rollout_ref.actor.fsdp_config.mixed_precision": precise,
+        "+actor_rollout_ref.ref.fsdp_config.mixed_precision": precise,
         "actor_rollout_ref.actor.use_torch_compile": False,
         "actor_rollout_ref.actor.fsdp_config.use_torch_compile": False,
         "actor_rollout_ref.actor.optim.betas": "[0.0,0.0]",  # then an update moves each weight by the lr
@@ -59,7 +65,7 @@ def settings(folder: Path, out: Path) -> dict[str, Any]:
         "+actor_rollout_ref.model.override_config.attn_implementation": "eager",
         "actor_rollout_ref.rollout.name": "drawn",
         "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,
-        "+actor_rollout_ref.rollout.custom.weights": out / "weights.pt",
+        "+actor_rollout_ref.rollout.custom.weights": out / "weights",
         "+actor_rollout_ref.rollout.agent.agent_loop_manager_class": "drawn.Manager",
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 4,
         "critic.optim.lr": 0.001,
@@ -84,10 +90,11 @@ def settings(folder: Path, out: Path) -> dict[str, Any]:
         "trainer.default_local_dir": out / "checkpoints",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
         "+ray_kwargs.ray_init.address": "local",
-        "ray_kwargs.ray_init.num_cpus": 10,
+        "ray_kwargs.ray_init.num_cpus": 10,  # what verl reserves, busy or not
         "+ray_kwargs.ray_init.num_gpus": 2,
         "+ray_kwargs.ray_init.include_dashboard": False,
         "+ray_kwargs.ray_init.object_store_memory": 200_000_000,
+        "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_ENGINE_VENDOR": "adaptive_warmup",
     }  # fmt: skip
 
 
@@ -98,6 +105,7 @@ def run(folder: Path, out: Path, **said: Any) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *(f"{name}={value}" for name, value in options.items())]
     log = out / "metrics.jsonl"
     environment = os.environ | ENVIRONMENT | {"VERL_FILE_LOGGER_PATH": str(log)}
+    del environment["VERL_ENGINE_VENDOR"]  # the option above carries it, as the docs have it
     with (out / "output.txt").open("w") as output:
         code = subprocess.run(command, cwd=out, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
     assert code.returncode == 0, (out / "output.txt").read_text()[-6000:]
