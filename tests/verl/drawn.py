@@ -1,8 +1,8 @@
 """A rollout without an inference engine: responses are drawn from the policy, by the weights that verl hands over.
 
 `actor_rollout_ref.rollout.name=drawn`. Where vLLM would have them in its own processes, the workers' part writes them
-to a file for each step, in the folder `rollout.custom.weights`, and the driver's part reads it. Rows come in the order of the
-prompts, as an engine's do not, so that a run can be repeated to the bit.
+to a file for each step, in the folder `rollout.custom.weights`, and the driver's part reads it. Rows come in the order
+of the prompts, as an engine's do not, so that a run can be repeated to the bit.
 """
 
 from __future__ import annotations
