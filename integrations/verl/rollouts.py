@@ -21,16 +21,19 @@ def reward_metrics(batch: Any, *, kl_in_reward: bool) -> dict[str, float]:
     return {name: float(torch.stack(values).mean()) for name, values in sums.items() if values}
 
 
-def policy_kl(actor: Any, batch: Any, sequences: int, temperature: float) -> float | None:
+def policy_kl(actor: Any, batch: Any, sequences: int, rollout: Any) -> float | None:
     """k3 of KL(before the step || now), nats per response token, on up to `sequences` of the step's rollout.
 
-    One pass of the actor's workers without gradients, at the rollout's temperature. `old_log_probs` must be theirs.
+    One pass of the actor's workers without gradients. `old_log_probs` must be theirs; `rollout` is verl's config of it.
     """
-    keys = _even(_real(batch), sequences, _workers(actor))
-    if not keys:
+    real, workers = _real(batch), _workers(actor)
+    share, micro = _share(min(sequences, len(real)), workers, rollout.get("log_prob_micro_batch_size_per_gpu"))
+    if not share:
         return None
+    keys = _even(real, share * workers)
     part = batch.select_keys(keys)
-    part.extra_info |= {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
+    part.extra_info |= {"calculate_entropy": False, "compute_loss": False, "temperature": rollout.temperature}
+    part.extra_info |= {"micro_batch_size_per_gpu": micro}
     actor.compute_log_prob(part)
     rows = _read(part, keys, "log_probs", "old_log_probs", "response_mask")
     now = response_from_nested(rows["log_probs"], rows["response_mask"]).values()
@@ -53,8 +56,13 @@ def _workers(actor: Any) -> int:
     return int(max(actor._dispatch_info["actor"])) + 1
 
 
-def _even(keys: list[str], count: int, workers: int) -> list[str]:
-    """`count` of the keys, from all over the batch, as many for each worker."""
-    count = min(count, len(keys))
-    count -= count % workers
+def _share(count: int, workers: int, micro: int | None) -> tuple[int, int]:
+    """How many of `count` sequences each worker gets, and in micro-batches of how many: verl wants whole ones."""
+    share = count // workers
+    micro = min(micro or share, share)
+    return share - share % max(micro, 1), micro
+
+
+def _even(keys: list[str], count: int) -> list[str]:
+    """`count` of the keys, from all over the batch."""
     return [keys[index * len(keys) // count] for index in range(count)]

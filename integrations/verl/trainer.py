@@ -88,8 +88,8 @@ class AdaptiveWarmupTrainer(PPOTrainerSync):  # type: ignore[misc]  # verl is un
         bypassed = corrected.get("bypass_mode")  # the old log-probs are another engine's
         if not self._options.kl_sequences or bypassed:
             return None
-        temperature = self.config.actor_rollout_ref.rollout.temperature
-        return policy_kl(self.actor_rollout_wg, batch, self._options.kl_sequences, temperature)
+        rollout = self.config.actor_rollout_ref.rollout
+        return policy_kl(self.actor_rollout_wg, batch, self._options.kl_sequences, rollout)
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()

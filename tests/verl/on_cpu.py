@@ -1,7 +1,8 @@
-"""verl without a GPU: a platform, by verl's own registry of them, and trainers that need no inference engine.
+"""verl without a GPU: a platform, engines and a rollout, each by verl's own registry of them.
 
-verl's rollouts come from vLLM or SGLang, which this environment has not. All else of a run here is verl's: Ray, the
-driver's loop, TransferQueue, the workers, FSDP, the optimizers and schedules, the losses, the checkpoints.
+verl's rollouts come from vLLM or SGLang, which need a GPU; `drawn.py` is one that needs none. All else of a run here is
+verl's: Ray, the driver's loop, TransferQueue, the workers, FSDP, the optimizers and schedules, the losses, the
+checkpoints, and the hand-over of weights to the rollout.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import types
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -92,16 +94,33 @@ class PlatformCPU(PlatformBase):
 os.environ["VERL_PLATFORM"] = "cpu"
 
 # From here on verl knows its device, which its own modules ask for while they are imported.
-import transfer_queue  # noqa: E402
 from transformers import AutoModelForTokenClassification  # noqa: E402
-from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput  # noqa: E402
-from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer  # noqa: E402
-from verl.utils.tensordict_utils import list_of_dict_to_tensordict  # noqa: E402
 from verl.workers.engine import EngineRegistry  # noqa: E402
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead  # noqa: E402
+from verl.workers.rollout.base import _ROLLOUT_REGISTRY  # noqa: E402
+from verl.workers.rollout.replica import RolloutReplicaRegistry  # noqa: E402
 
 from adaptive_warmup.integrations.verl.engine import WarmedLanguageModel, WarmedValueModel  # noqa: E402
-from adaptive_warmup.integrations.verl.trainer import AdaptiveWarmupTrainer  # noqa: E402
+
+
+class _Unpinned:
+    """verl keeps a frozen reference model in pinned memory, which there is only beside a GPU."""
+
+    engine_config: Any
+
+    def _build_fsdp_module(self, module: Any) -> Any:
+        theirs = self.engine_config
+        self.engine_config = replace(theirs, forward_only=False)
+        try:
+            return super()._build_fsdp_module(module)  # type: ignore[misc]
+        finally:
+            self.engine_config = theirs
+
+
+class _LanguageModel(_Unpinned, FSDPEngineWithLMHead): ...
+
+
+class _WarmedLanguageModel(_Unpinned, WarmedLanguageModel): ...
 
 
 class _AnyAttention:
@@ -122,69 +141,18 @@ class _WarmedValueModel(_AnyAttention, WarmedValueModel): ...
 
 
 for _vendor, _engines in {
-    None: (FSDPEngineWithLMHead, _ValueModel),
-    "adaptive_warmup": (WarmedLanguageModel, _WarmedValueModel),
+    None: (_LanguageModel, _ValueModel),
+    "adaptive_warmup": (_WarmedLanguageModel, _WarmedValueModel),
 }.items():
     for _kind, _engine in zip(("language_model", "value_model"), _engines, strict=True):
         EngineRegistry.register(model_type=_kind, backend=["fsdp", "fsdp2"], device="cpu", vendor=_vendor)(_engine)
 
 
-class _NoInference:
-    """verl's trainers where no inference engine is to be told of new weights."""
+def _replica() -> Any:
+    from drawn import Replica
 
-    _enable_hybrid_replicas = False  # verl's own switch: the workers train, and generate nothing
-
-    def on_init_end(self) -> None: ...
-    def on_step_end(self) -> None: ...
+    return Replica
 
 
-@register_trainer("adaptive_warmup_on_cpu")
-class WarmedOnCPU(_NoInference, AdaptiveWarmupTrainer): ...
-
-
-@register_trainer("sync_on_cpu")
-class SyncOnCPU(_NoInference, PPOTrainerSync):
-    def __init__(self, config: Any) -> None:
-        config.trainer.v1.trainer_mode = "sync"
-        super().__init__(config)
-
-
-class RandomTokens:
-    """An agent-loop manager, which verl lets its users choose: responses are drawn at random, by the step's number.
-
-    The score is the share of even tokens. A third of a response is marked as not the policy's own, as a tool's words.
-    """
-
-    length, vocabulary = 12, 64
-
-    @classmethod
-    def create(cls, config: Any, **kwargs: Any) -> RandomTokens:
-        transfer_queue.init()
-        return cls()
-
-    def generate_sequences(self, prompts: Any) -> None:
-        step = int(prompts["global_steps"])
-        generator = torch.Generator().manual_seed(step)
-        for uid in prompts["uid"]:
-            response = torch.randint(3, self.vocabulary, (self.length,), generator=generator)
-            output = AgentLoopOutput(
-                prompt_ids=[3, 4, 5],
-                response_ids=response.tolist(),
-                response_mask=[1] * (self.length - 4) + [0] * 4,
-                reward_score=float((response % 2 == 0).float().mean()),
-                num_turns=2,
-                metrics=AgentLoopMetrics(),
-            )
-            self._put(str(uid), step, output)
-
-    def _put(self, uid: str, step: int, output: AgentLoopOutput) -> None:
-        row = output.as_dict()
-        row["input_ids"] = torch.cat([row["prompts"], row["responses"]])
-        row |= {"loss_mask": row["response_mask"], "uid": uid, "multi_modal_inputs": {}}
-        row["position_ids"] = torch.arange(len(row["input_ids"]))
-        size = len(row["input_ids"])
-        tag = {"status": "success", "prompt_len": 3, "response_len": size - 3, "seq_len": size}
-        tag |= {"global_steps": step, "min_global_steps": step, "max_global_steps": step}
-        rows = list_of_dict_to_tensordict([row])
-        transfer_queue.kv_batch_put(keys=[f"{uid}_0_0"], fields=rows, tags=[tag], partition_id="train")
-        transfer_queue.kv_batch_put(keys=[uid], partition_id="train", tags=[{"is_prompt": True, "status": "finished"}])
+_ROLLOUT_REGISTRY["drawn", "async"] = "drawn.Rollout"
+RolloutReplicaRegistry.register("drawn", _replica)
