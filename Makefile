@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 VERL := .venv-verl/bin
 
-.PHONY: demo test test-faults test-verl test-dist lint docs bench-report study-quick clean
+.PHONY: demo test test-faults test-verl test-dist test-matrix lint docs bench-report study-quick clean
 
 demo: .venv/ready
 	$(BIN)/adaptive-warmup demo $(ARGS)
@@ -18,6 +18,11 @@ test-faults: .venv/ready
 # Builds the wheel and the sdist, and tries each as a user installs it, outside of the checkout.
 test-dist: .venv/ready
 	$(BIN)/python -m tools.dist
+
+# The tests at both ends of the range of versions in pyproject.toml, in environments of their own, of some gigabytes.
+# One of them: `make test-matrix ARGS=newest`. Without CUDA: UV_TORCH_BACKEND=cpu.
+test-matrix: .venv/ready
+	$(BIN)/python -m tools.matrix $(ARGS)
 
 # The verl integration, in an environment of its own.
 test-verl: .venv-verl/ready

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from adaptive_warmup import laws
 from adaptive_warmup.alarms import Alarm, Watch, watch
+from adaptive_warmup.quoting import quoted
 from adaptive_warmup.signals import KLSource, Signals
 from adaptive_warmup.statistics import Level, LogScale
 
@@ -86,7 +87,7 @@ class Config:
             object.__setattr__(self, name, kind(getattr(self, name)))
         except (TypeError, ValueError) as error:
             remedy = "a whole number of steps, 1 or more (1 means no warmup)" if kind is _whole else "a number"
-            raise ValueError(f"{name}={getattr(self, name)!r} must be {remedy}.") from error
+            raise ValueError(f"{name}={quoted(getattr(self, name))} must be {remedy}.") from error
 
     @property
     def shortest(self) -> int:

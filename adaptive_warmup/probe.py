@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from adaptive_warmup.predictions import Excerpt, divergence, excerpt, first_input, predictions, size
+from adaptive_warmup.quoting import quoted
 from adaptive_warmup.regulator import opened, sealed
 
 _log = logging.getLogger("adaptive_warmup")
@@ -79,7 +80,7 @@ class PolicyProbe:
         counts = {"sequences": sequences, "positions": positions, "length": length, "every": every}
         for name, value in counts.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
+                raise ValueError(f"{name}={quoted(value)} must be a whole number, 1 or more.")
         if max_cost is not None and not 0.0 < max_cost < 1.0:
             raise ValueError(f"max_cost={max_cost!r} must be a share of the training's work such as 0.02, or None.")
         self.sequences, self.positions, self.length, self.every = sequences, positions, length, every
@@ -110,7 +111,12 @@ class PolicyProbe:
                 measurement is due. `labels` are not given to the model: -100 there marks what does not count. Without
                 labels the attention mask tells. Or the `part` of an earlier measurement, to look at the same again.
             tokens: how many this process trains on in this update, padding included; None: as many as `batch` has.
+
+        Raises:
+            TypeError: what is given is no model. Whatever goes wrong after that is told, and ends the measuring only.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"before({quoted(model)}, ...): give the torch model in training, as trainer.model.")
         self._measuring = self.due
         self._pace.tokens = tokens or self._pace.tokens
         if self._measuring:

@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.groups import GroupLrs
 from adaptive_warmup.history import DecisionLog
+from adaptive_warmup.quoting import quoted
 from adaptive_warmup.regulator import Regulator, opened, sealed
 from adaptive_warmup.schedules import nominal_warmup, peak_lrs, scheduled_lrs, unwrap
 
@@ -42,7 +43,7 @@ class AdaptiveWarmup(LRScheduler):
             param group: each group then has a controller of its own, as actor and critic need.
 
     Raises:
-        TypeError: `target` is neither; an unknown setting.
+        TypeError: `target` is neither, or adaptive already; an unknown setting.
         ValueError: a setting out of its range; a list whose length is not the number of param groups; a log of another
             run.
     """
@@ -55,6 +56,8 @@ class AdaptiveWarmup(LRScheduler):
         log: DecisionLog | Path | str | None = None,
         **settings: Any,
     ) -> None:
+        if isinstance(target, AdaptiveWarmup):
+            raise TypeError("AdaptiveWarmup over AdaptiveWarmup: two warmups would multiply, wrap once.")
         optimizer, self._schedule = unwrap(target)
         settings = {"warmup_steps": nominal_warmup(warmup_steps, self._schedule), **settings}
         configs = _configs(settings, len(optimizer.param_groups))
@@ -215,7 +218,7 @@ def _configs(settings: dict[str, Any], groups: int) -> list[Config]:
     for name, values in lists.items():
         if len(values) != groups:
             raise ValueError(
-                f"{name}={values!r} has {len(values)} entries for {groups} param groups: give one for each."
+                f"{name}={quoted(values)} has {len(values)} entries for {groups} param groups: give one for each."
             )
     count = groups if lists else 1
     return [Config(**{k: v[i] if k in lists else v for k, v in settings.items()}) for i in range(count)]

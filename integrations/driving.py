@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from adaptive_warmup.scheduler import AdaptiveWarmup
 from adaptive_warmup.schedules import (
     built_in_warmup,
     default_warmup_steps,
@@ -42,11 +43,15 @@ class DrivenLrs:
     Attributes:
         optimizer, schedule: as they are inside of the host's wrappers.
         peak: of the first group's schedule.
+
+    Raises:
+        ValueError: the schedule is not the optimizer's, or warms up by feedback already.
     """
 
     def __init__(self, optimizer: Any, schedule: Any) -> None:
         self.optimizer = optimizer
         self.schedule = getattr(schedule, "scheduler", schedule)  # AcceleratedScheduler
+        _check(optimizer, self.schedule)
         self._metric_driven = wants_a_metric(self.schedule)
         self._written: list[float] = []  # what we left in the param groups; empty while they hold the schedule's lrs
         # Noted in the groups for the schedules that do not; with them it is saved and loaded.
@@ -102,3 +107,24 @@ class DrivenLrs:
 
     def _lrs(self) -> list[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+
+def _check(optimizer: Any, schedule: Any) -> None:
+    kind = type(schedule).__name__
+    if any(isinstance(one, AdaptiveWarmup) for one in (schedule, *getattr(schedule, "_schedulers", ()))):
+        raise ValueError(f"the Trainer's lr_scheduler is {kind}, and so adaptive: leave out AdaptiveWarmupCallback.")
+    theirs, ours = _layers(getattr(schedule, "optimizer", None)), _layers(optimizer)
+    if theirs and not any(one is other for one in theirs for other in ours):
+        raise ValueError(
+            f"the Trainer's lr_scheduler, {kind}, sets the lr of another optimizer than its {type(ours[-1]).__name__}:"
+            " give optimizers=(optimizer, a schedule on it), or let the Trainer make both."
+        )
+
+
+def _layers(optimizer: Any) -> list[Any]:
+    """The optimizer and what it wraps: Accelerate and DeepSpeed have wrappers of their own."""
+    layers: list[Any] = []
+    while optimizer is not None and all(optimizer is not one for one in layers):
+        layers.append(optimizer)
+        optimizer = getattr(optimizer, "optimizer", None)
+    return layers

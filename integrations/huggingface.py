@@ -13,6 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from adaptive_warmup.controller import Config, Decision, check_settings
@@ -23,6 +26,7 @@ from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
 from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice
 from adaptive_warmup.integrations.reading import Read, Reader, check_read, limit, unlimited, whole
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
+from adaptive_warmup.quoting import quoted
 from adaptive_warmup.regulator import Regulator, checked
 
 _log = logging.getLogger("adaptive_warmup")
@@ -75,8 +79,11 @@ class AdaptiveWarmupCallback(TrainerCallback):
         log: DecisionLog | Path | str | None = None,
         **settings: Any,
     ) -> None:
-        if isinstance(warmup_steps, Trainer):
-            raise TypeError("a Trainer takes the callback: Trainer(..., callbacks=[AdaptiveWarmupCallback()]).")
+        if isinstance(warmup_steps, (Trainer, TrainingArguments, nn.Module, Optimizer, LRScheduler)):
+            given = type(warmup_steps).__name__
+            raise TypeError(
+                f"{given}: the Trainer takes the callback, as in Trainer(..., callbacks=[AdaptiveWarmupCallback()])."
+            )
         check_settings(settings)
         check_choice(probe)
         check_read(read)
@@ -129,7 +136,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
         """Settle the nominal warmup, go on where a checkpoint left off, and find the Trainer."""
         optimizer, schedule = kwargs.get("optimizer"), kwargs.get("lr_scheduler")
         if optimizer is None or schedule is None:
-            raise ValueError("AdaptiveWarmupCallback needs an optimizer and an lr schedule: let the Trainer make both.")
+            found = f"optimizer={quoted(optimizer)} and lr_scheduler={quoted(schedule)}"
+            raise ValueError(f"{found}: AdaptiveWarmupCallback needs both, let the Trainer make them.")
         self.on_epoch_end()  # what an exception in an earlier run may have left
         self._lrs, self._values = DrivenLrs(optimizer, schedule), Reader(self._read)
         trainer = calling_trainer(self)

@@ -22,6 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from adaptive_warmup import AdaptiveWarmup, predictions
 from adaptive_warmup.predictions import divergence
 from adaptive_warmup.probe import PolicyProbe
+from tests.optimizers import optimizer_of
 from tests.processes import run_processes
 
 
@@ -480,3 +481,23 @@ def test_settings_out_of_range_are_quoted(settings: dict[str, Any]) -> None:
     ((name, value),) = settings.items()
     with pytest.raises(ValueError, match=f"{name}={value!r} must be"):
         PolicyProbe(**settings)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    probe = PolicyProbe()
+    with pytest.raises(TypeError, match=r"before\(SGD\(\.\.\.\), \.\.\.\): give the torch model .*, as trainer\.model"):
+        probe.before(optimizer_of(0.1), torch.zeros(2, 3, dtype=torch.long))  # type: ignore[arg-type]
+    assert not probe.off
+
+
+def test_a_model_without_logits_is_told_what_it_should_return(caplog: pytest.LogCaptureFixture) -> None:
+    class Scores(nn.Module):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return input_ids.float()
+
+    probe, model = PolicyProbe(), Scores()
+    probe.before(model, torch.zeros(2, 3, dtype=torch.long))
+    assert probe.after(model) is None
+    assert probe.off
+    assert "Scores returns no logits [rows, positions, vocabulary] (found of shape [1, 3]): have its" in caplog.text
+    assert "report a KL of your own by observe(kl=...), or go without (probe=None)" in caplog.text

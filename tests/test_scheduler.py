@@ -34,7 +34,10 @@ from transformers import get_cosine_schedule_with_warmup
 from adaptive_warmup import AdaptiveWarmup
 from tests.optimizers import any_value, drive, lively, lrs_of, optimizer_of, streams
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [  # torch 2.4 and 2.5 warn of the way in which they themselves unpickle a tensor
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore:You are using `torch.load` with `weights_only=False`:FutureWarning"),
+]
 SCHEDULES: dict[str, Callable[[Optimizer], LRScheduler]] = {
     "cosine": partial(CosineAnnealingLR, T_max=60, eta_min=1e-5),
     "cosine_restarts": partial(CosineAnnealingWarmRestarts, T_0=7),

@@ -129,6 +129,11 @@ BESIDE: dict[str, tuple[Callable[[Optimizer], LRScheduler], Callable[[int], floa
 }
 
 
+def test_over_another_one_it_is_refused() -> None:
+    with pytest.raises(TypeError, match="AdaptiveWarmup over AdaptiveWarmup: two warmups would multiply, wrap once"):
+        AdaptiveWarmup(AdaptiveWarmup(optimizer_of(1e-3), 10), 10)
+
+
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("checks", [True, False])
 @pytest.mark.parametrize("tensor", [True, False])

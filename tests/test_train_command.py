@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from adaptive_warmup.cli import main
 from adaptive_warmup.history import read
-from tests.integrations.trl_trainers import saved
+from tests.integrations.tiny import saved
 
 QUICK = [
     "--per_device_train_batch_size", "4", "--max_steps", "2", "--max_completion_length", "6", "--use_cpu", "True",

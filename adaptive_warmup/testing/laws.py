@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from adaptive_warmup import controller
 from adaptive_warmup.controller import Config, Decision, State
@@ -44,6 +45,11 @@ _healthy_signals = st.builds(
 )
 
 
+def _given(*strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`given`, for as long as it takes: a busy machine breaks no law."""
+    return lambda check: settings(deadline=None)(given(*strategies)(check))
+
+
 def _configs(law: str) -> st.SearchStrategy[Config]:
     return st.builds(Config, warmup_steps=st.integers(1, 300), law=st.just(law), guard=st.booleans())
 
@@ -67,7 +73,7 @@ def _same(these: list[Decision], those: list[Decision]) -> None:
 def nominal_without_signals(law: str) -> None:
     """Without signals it is the nominal linear warmup, exactly."""
 
-    @given(_configs(law), st.integers(0, 400))
+    @_given(_configs(law), st.integers(0, 400))
     def check(config: Config, steps: int) -> None:
         factors = [controller.start(config).factor, *(d.factor for d in decide(config, [Signals()] * steps))]
         assert factors == [min(1.0, (t + 1) / config.warmup_steps) for t in range(steps + 1)]
@@ -78,7 +84,7 @@ def nominal_without_signals(law: str) -> None:
 def in_bounds_on_any_signals(law: str) -> None:
     """The factor stays in its bounds, progress never falls, and every decision has a reason, whatever is reported."""
 
-    @given(_configs(law), st.lists(_any_signals, max_size=40))
+    @_given(_configs(law), st.lists(_any_signals, max_size=40))
     def check(config: Config, stream: list[Signals]) -> None:
         progress = 0.0
         for number, decision in enumerate(decide(config, stream), start=1):
@@ -97,7 +103,7 @@ def in_bounds_on_any_signals(law: str) -> None:
 def no_higher_on_a_larger_kl(law: str) -> None:
     """A larger KL never yields a larger factor."""
 
-    @given(_configs(law), st.lists(_healthy_signals, max_size=30), _positive, _positive)
+    @_given(_configs(law), st.lists(_healthy_signals, max_size=30), _positive, _positive)
     def check(config: Config, past: list[Signals], one: float, other: float) -> None:
         state = controller.start(config)
         for signals in past:
@@ -111,7 +117,7 @@ def no_higher_on_a_larger_kl(law: str) -> None:
 def blind_to_the_size_of_grad_norms(law: str) -> None:
     """Grad norms times a constant change nothing."""
 
-    @given(_configs(law), st.lists(_healthy_signals, max_size=40), st.integers(-20, 20))
+    @_given(_configs(law), st.lists(_healthy_signals, max_size=40), st.integers(-20, 20))
     def check(config: Config, stream: list[Signals], power: int) -> None:
         plain = [signals._replace(kl_reward=None) for signals in stream]
         scaled = [s if s.grad_norm is None else s._replace(grad_norm=s.grad_norm * 2.0**power) for s in plain]
@@ -125,7 +131,7 @@ def blind_to_the_scale_of_rewards(law: str) -> None:
     # Whole numbers and powers of two, so that the shift itself rounds nothing away.
     whole = st.lists(st.integers(-50, 50), max_size=40)
 
-    @given(_configs(law), whole, st.integers(-1000, 1000), st.integers(-10, 10))
+    @_given(_configs(law), whole, st.integers(-1000, 1000), st.integers(-10, 10))
     def check(config: Config, rewards: list[int], shift: int, power: int) -> None:
         plain = [Signals(task_reward=float(r)) for r in rewards]
         moved = [Signals(task_reward=(r + shift) * 2.0**power) for r in rewards]
@@ -137,7 +143,7 @@ def blind_to_the_scale_of_rewards(law: str) -> None:
 def the_same_after_json(law: str) -> None:
     """JSON and back changes no later decision: the memory is plain."""
 
-    @given(_configs(law), st.lists(_any_signals, max_size=25), st.integers(0, 25))
+    @_given(_configs(law), st.lists(_any_signals, max_size=25), st.integers(0, 25))
     def check(config: Config, stream: list[Signals], cut: int) -> None:
         state = controller.start(config)
         for signals in stream[:cut]:
@@ -155,7 +161,7 @@ def the_same_after_json(law: str) -> None:
 def pure(law: str) -> None:
     """The same arguments give the same decisions, bit for bit."""
 
-    @given(_configs(law), st.lists(_any_signals, min_size=1, max_size=25))
+    @_given(_configs(law), st.lists(_any_signals, min_size=1, max_size=25))
     def check(config: Config, stream: list[Signals]) -> None:
         assert repr(decide(config, stream)) == repr(decide(config, stream))
 
@@ -165,7 +171,7 @@ def pure(law: str) -> None:
 def constant_in_size(law: str) -> None:
     """The memory does not grow with the steps."""
 
-    @settings(max_examples=5)
+    @settings(max_examples=5, deadline=None)
     @given(_configs(law), st.integers(0, 10**6))
     def check(config: Config, seed: int) -> None:
         draw, state, sizes = random.Random(seed), controller.start(config), []
@@ -194,7 +200,7 @@ PROPERTIES: dict[str, Callable[[str], None]] = {
 
 
 def check_law(law: Law | str) -> None:
-    """Check all `PROPERTIES` of a law, under hypothesis's current settings.
+    """Check all `PROPERTIES` of a law, under hypothesis's current settings but for its deadline.
 
     Args:
         law: a function with the signature of `laws.Law`, or the name of an entry of `laws.LAWS`.

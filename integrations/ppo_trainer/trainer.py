@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from adaptive_warmup.integrations.ppo_trainer.config import PPOConfig
 from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue, make_critic, make_policy, make_reference
@@ -155,8 +155,13 @@ class PPOTrainer(RolloutTrainer):
         policy_loss, value_loss, metrics = mini_batch_losses(self.algorithm, cast(PolicyAndValue, model), batch)
         cast(RLStep, self.rl_step).add(metrics, weight)
         # Gradients are averaged over the processes, and the weights add up to 1 over all of them.
-        share: Tensor = weight * self.processes
+        share: Tensor = weight * self.processes * self._undivided
         return share * (policy_loss + self.args.vf_coef * value_loss)
+
+    @property
+    def _undivided(self) -> int:
+        """Trainers before `loss_is_scaled_for_ga` divide every loss by the micro-batches of its update: times that."""
+        return 1 if hasattr(Trainer, "loss_is_scaled_for_ga") else self.current_gradient_accumulation_steps
 
     def _begin(self, rows: Sequence[Any]) -> RLStep:
         rollout, rewards = self._rollout(rows, self.tokens)

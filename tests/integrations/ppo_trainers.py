@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptive_warmup.integrations.ppo_trainer import PPOConfig, PPOTrainer
 from adaptive_warmup.ppo import Problem
-from tests.integrations.trl_trainers import low_bytes, model, tokenizer
+from tests.integrations.tiny import low_bytes, model, tokenizer
 
 PROMPTS = Dataset.from_dict({"prompt": [f"one {i}" for i in range(64)], "answer": [str(i) for i in range(64)]})
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from tests.integrations.trainers import (
+    ON_A_METRIC,
     PEAK,
     RAMP,
     SCHEDULES,
@@ -55,7 +56,7 @@ def test_resume_is_exact(tmp_path: Path, schedule: str, signals: bool) -> None:
     assert same(weights(again), weights(whole))
 
 
-@pytest.mark.parametrize("schedule", ["linear", "greedy"])
+@pytest.mark.parametrize("schedule", ["linear", ON_A_METRIC[-1]])
 def test_resume_is_exact_where_the_trainer_restores_callbacks(tmp_path: Path, schedule: str) -> None:
     """And the callback that the user holds is still the one that hears what is observed."""
     whole, record, _ = resumed(tmp_path, schedule, True)
@@ -78,7 +79,7 @@ def test_resume_twice_and_on_the_same_trainer(tmp_path: Path) -> None:
         assert record.lrs == first[start:]
 
 
-@pytest.mark.parametrize("schedule", ["linear", "reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize("schedule", ["linear", *ON_A_METRIC])
 @pytest.mark.parametrize("restore", [False, True])
 def test_a_checkpoint_resumes_without_the_callback(tmp_path: Path, schedule: str, restore: bool) -> None:
     run, _, _ = resumed(tmp_path, schedule, True)
@@ -90,7 +91,7 @@ def test_a_checkpoint_resumes_without_the_callback(tmp_path: Path, schedule: str
     assert record.lrs == pytest.approx(scheduled(schedule)[6:], rel=1e-12)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize("schedule", ["linear", *ON_A_METRIC])
 def test_a_checkpoint_without_the_callback_resumes_on_the_nominal_warmup(
     tmp_path: Path, schedule: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,7 +120,7 @@ class StopAt(TrainerCallback):
             manager.is_checkpoint_requested = True
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "greedy"])
+@pytest.mark.parametrize("schedule", ["cosine", ON_A_METRIC[-1]])
 def test_a_checkpoint_in_the_midst_of_a_step_holds_the_schedules_own_lr(tmp_path: Path, schedule: str) -> None:
     settings = {**arguments(schedule), "gradient_accumulation_steps": 2}
     stop, until = StopAt(1), Record()

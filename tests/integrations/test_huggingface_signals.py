@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from tests.integrations.trainers import (
     FLAT,
+    ON_A_METRIC,
     PEAK,
     STEPS,
     WARMUP,
@@ -88,7 +89,7 @@ def test_a_broken_loss_raises_an_alarm_and_training_goes_on(tmp_path: Path, brok
     assert record.logged("adaptive_warmup/alarms")[5:7] == [0, 1]
 
 
-@pytest.mark.parametrize("schedule", ["linear", "greedy"])
+@pytest.mark.parametrize("schedule", ["linear", ON_A_METRIC[-1]])
 def test_an_outlying_gradient_is_cut_at_that_very_update(tmp_path: Path, schedule: str) -> None:
     class Order(Trainer):
         def _get_train_sampler(self, *args: Any) -> Any:

@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LinearLR, SequentialLR
 from transformers import Trainer, TrainerCallback
 
+from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from tests.integrations.trainers import (
     FLAT,
+    ON_A_METRIC,
     PEAK,
     RAMP,
     STEPS,
     WARMUP,
+    Line,
     Plant,
     Record,
     arguments,
@@ -122,7 +126,7 @@ def test_an_epoch_cut_short_within_a_step_does_not_leave_our_lr_behind(tmp_path:
     assert len(record.lrs) > 8
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "greedy"])
+@pytest.mark.parametrize("schedule", ["cosine", ON_A_METRIC[-1]])
 def test_harmless(tmp_path: Path, schedule: str) -> None:
     """A law that does nothing changes nothing, to the bit."""
     settings = {**arguments(schedule), "warmup_steps": 0}
@@ -169,9 +173,12 @@ def test_bad_settings_are_refused_at_construction(settings: Any, error: Any, wor
     assert words in str(caught.value)
 
 
-def test_a_trainer_is_no_setting(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"Trainer\(\.\.\., callbacks=\[AdaptiveWarmupCallback\(\)\]\)"):
-        AdaptiveWarmupCallback(trainer(tmp_path))
+@pytest.mark.parametrize("part", ["Trainer", "Line", "AdamW", "TrainingArguments"])
+def test_attached_to_the_wrong_object(tmp_path: Path, part: str) -> None:
+    run = trainer(tmp_path)
+    wrong = {"Trainer": run, "Line": run.model, "AdamW": run.create_optimizer(), "TrainingArguments": run.args}[part]
+    with pytest.raises(TypeError, match=rf"^{part}: the Trainer takes .*callbacks=\[AdaptiveWarmupCallback\(\)\]\)"):
+        AdaptiveWarmupCallback(wrong)
 
 
 def test_an_optimizer_without_a_schedule_is_refused(tmp_path: Path) -> None:
@@ -179,8 +186,38 @@ def test_an_optimizer_without_a_schedule_is_refused(tmp_path: Path) -> None:
         def create_scheduler(self, *args: Any, **kwargs: Any) -> None:
             pass
 
-    with pytest.raises(ValueError, match="needs an optimizer and an lr schedule: let the Trainer make both"):
+    with pytest.raises(ValueError, match=r"optimizer=\w+\(\.\.\.\) and lr_scheduler=None: .* let the"):
         trainer(tmp_path, [AdaptiveWarmupCallback()], cls=Bare).train()
+
+
+def test_the_schedule_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    model = Line()
+    mine, other = torch.optim.SGD(model.parameters(), PEAK), torch.optim.SGD(Line().parameters(), PEAK)
+    pair = (mine, LinearLR(other))
+    with pytest.raises(ValueError, match=r"lr_scheduler, LinearLR, sets the lr of another .* its SGD: give"):
+        trainer(tmp_path, [AdaptiveWarmupCallback()], model=model, optimizers=pair).train()
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_on_a_schedule_that_is_adaptive_already_it_is_refused(tmp_path: Path, within: bool) -> None:
+    model = Line()
+    optimizer = torch.optim.SGD(model.parameters(), PEAK)
+    schedule: Any = AdaptiveWarmup(optimizer, 4)
+    if within:
+        schedule = SequentialLR(optimizer, [schedule, LinearLR(optimizer)], [4])
+    with pytest.raises(ValueError, match=r"is (AdaptiveWarmup|SequentialLR), and so adaptive: leave out Adaptive"):
+        trainer(tmp_path, [AdaptiveWarmupCallback()], model=model, optimizers=(optimizer, schedule)).train()
+
+
+def test_a_trainer_that_is_done_and_has_let_go_of_its_parts_trains_anew(tmp_path: Path) -> None:
+    record = Record()
+    run = trainer(tmp_path, [record, AdaptiveWarmupCallback(4)], **FLAT)
+    run.train()
+    run.accelerator.free_memory()
+    run.optimizer = run.lr_scheduler = None
+    run.evaluate()
+    run.train()
+    assert record.lrs == pytest.approx(2 * flat(STEPS, 4))
 
 
 def test_unknown_signals_are_refused_with_the_nearest_name() -> None:

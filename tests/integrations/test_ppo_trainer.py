@@ -15,8 +15,8 @@ from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import METRICS, PPO, Problem, ValueHead
 from adaptive_warmup.ppo import PPOConfig as Algorithm
 from tests.integrations.ppo_trainers import PROMPTS, Letters, close, logged, make
+from tests.integrations.tiny import CHECKPOINTING, low_bytes, model, tokenizer
 from tests.integrations.trainers import same, weights
-from tests.integrations.trl_trainers import low_bytes, model, tokenizer
 
 TURNS: dict[str, Any] = {"max_completion_length": 12, "per_device_train_batch_size": 16}
 
@@ -81,11 +81,10 @@ def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path: Path, piec
 
 
 def test_checkpointed_activations_change_nothing(tmp_path: Path) -> None:
-    plain, spared = make(tmp_path), make(tmp_path, activation_checkpointing=True)
+    plain, spared = make(tmp_path), make(tmp_path, **{CHECKPOINTING: True})
     for trainer in (plain, spared):
         trainer.train()
-    assert spared.model.policy.is_activation_checkpointing
-    assert spared.model.critic.backbone.is_activation_checkpointing
+    assert all(getattr(it, f"is_{CHECKPOINTING}") for it in (spared.model.policy, spared.model.critic.backbone))
     assert close(weights(spared), weights(plain), atol=1e-6)
 
 

@@ -18,8 +18,8 @@ from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import ValueHead, response_logprobs
 from tests.integrations.ppo_trainers import PROMPTS, close, logged, make, settings
+from tests.integrations.tiny import low_bytes, model, saved, tokenizer
 from tests.integrations.trainers import same, weights
-from tests.integrations.trl_trainers import low_bytes, model, saved, tokenizer
 from tests.processes import run_processes
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -230,7 +230,7 @@ DDP = """
 import sys, json
 import torch
 from tests.integrations.ppo_trainers import Letters, make, logged
-from tests.integrations.trl_trainers import saved
+from tests.integrations.tiny import saved
 
 torch.set_num_threads(1)
 saved()  # before the processes know of each other: then only the first would save

@@ -16,8 +16,9 @@ from transformers import Trainer, TrainerCallback
 from adaptive_warmup import Signals
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
+from tests.integrations.tiny import model, tokenizer
 from tests.integrations.trainers import FLAT, Record, trainer
-from tests.integrations.trl_trainers import BETA, HOSTS, ON_POLICY, model, pairs, run, tokenizer
+from tests.integrations.trl_trainers import BETA, HOSTS, ON_POLICY, pairs, run
 
 # By signal, the key under which TRL logs the same number when it logs every step.
 LOGGED: dict[str, dict[str, str]] = {

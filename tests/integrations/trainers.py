@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers.trainer_utils import SchedulerType
 
 from adaptive_warmup import Signals
 from adaptive_warmup.controller import Decision
@@ -162,6 +163,9 @@ METRIC_DRIVEN = {
     "reduce_lr_on_plateau": [1.0] * 6 + [0.5] * 3 + [0.3] * 3,
     "greedy": [1.0] * 3 + [2.0] * 3 + [1.0] * 3 + [0.6] * 3,
 }
+if "greedy" not in list(SchedulerType):  # the oldest transformers that we run with has not got it
+    del SCHEDULES["greedy"], METRIC_DRIVEN["greedy"]
+ON_A_METRIC = tuple(METRIC_DRIVEN)
 
 
 def arguments(schedule: str) -> dict[str, Any]:

@@ -1,20 +1,16 @@
-"""Tiny runs of every trainer that the contract holds for, on a model, a tokenizer and data made on the spot."""
+"""Tiny runs of every trainer that the contract holds for, most of them of TRL, on data made on the spot."""
 
 from __future__ import annotations
 
-import functools
 import gc
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
     Trainer,
@@ -37,7 +33,7 @@ from trl import (
 )
 
 from adaptive_warmup.integrations.ppo_trainer import PPOConfig, PPOTrainer
-from adaptive_warmup.ppo.tasks.tokenizer import train_tokenizer
+from tests.integrations.tiny import CHECKPOINTING, low_bytes, model, tokenizer
 
 HOSTS = ("Trainer", "SFT", "Reward", "DPO", "KTO", "RLOO", "GRPO", "OnlineDPO", "PPO")
 ON_POLICY = ("RLOO", "GRPO", "OnlineDPO")
@@ -46,35 +42,6 @@ LENGTH = 6
 
 disable_progress_bars()
 gc.freeze()  # each train() collects garbage, which else goes through all that was imported
-_folder = tempfile.TemporaryDirectory()  # goes with the tests' process
-
-
-@functools.cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    return train_tokenizer(["one two three four"], [], 264)
-
-
-@functools.cache
-def saved(kind: type[Any] = Qwen2ForCausalLM) -> str:
-    """The path of a tiny model: trainers that need a reference load it once more."""
-    torch.manual_seed(0)
-    ids = {"pad_token_id": tokenizer().pad_token_id, "eos_token_id": tokenizer().eos_token_id, "bos_token_id": None}
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 64}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_labels": 1}
-    path = Path(_folder.name) / kind.__name__
-    kind(Qwen2Config(vocab_size=len(tokenizer()), **sizes, **heads, **ids)).save_pretrained(path)
-    tokenizer().save_pretrained(path)
-    return str(path)
-
-
-def model(kind: type[Any] = Qwen2ForCausalLM) -> nn.Module:
-    loaded: nn.Module = kind.from_pretrained(saved(kind))
-    return loaded
-
-
-def low_bytes(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """A reward: the share of tokens from the lower half of the vocabulary."""
-    return [sum(token < 132 for token in ids) / len(ids) for ids in completion_ids]
 
 
 def _texts(rows: int) -> Dataset:
@@ -124,7 +91,7 @@ def run(host: str, folder: Path, callbacks: Sequence[TrainerCallback] = (), **ar
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    settings |= {"activation_checkpointing": False} if host != "Trainer" else {}
+    settings |= {CHECKPOINTING: False} if host != "Trainer" else {}
     rollout = {"num_generations": 2, "max_completion_length": LENGTH, "beta": BETA}
     rewarded = {"reward_funcs": reward}
     kind, config, own, data, extra = _recipe(host, rollout, rewarded)

@@ -1,0 +1,9 @@
+"""How an error quotes what it was given."""
+
+from __future__ import annotations
+
+
+def quoted(value: object) -> str:
+    """In one line; of what takes more than that, such as a model or an optimizer, only the type."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"{type(value).__name__}(...)"
