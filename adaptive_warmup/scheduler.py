@@ -89,9 +89,9 @@ class AdaptiveWarmup(LRScheduler):
             TypeError, ValueError: as `Regulator.observe`; an index that is no group.
         """
         for regulator in self._chosen(group):
-            step, younger = of_step, self.decision.step - regulator.state.step  # an added group counts from then
-            if step is not None and younger:
-                step -= younger
+            step = of_step
+            if step is not None and (younger := self.decision.step - regulator.state.step):
+                step -= younger  # a group that was added counts from then on
             regulator.observe(of_step=step, **signals)
 
     def check_gradient(self, grad_norm: float, group: int | None = None) -> float:
