@@ -79,12 +79,11 @@ class AdaptiveWarmup(LRScheduler):
         """The controllers: one, or one for each param group."""
         return tuple(self._regulators)
 
-    def observe(self, *, group: int | None = None, **signals: Any) -> None:
+    def observe(self, *, group: int | None = None, of_step: int | None = None, **signals: Any) -> None:
         """Report any subset of the signals of `Signals` (and `kl_source`) on the step just done.
 
-        A `kl` of an earlier step goes with `of_step`, which `decision.step` was while that step ran.
-
         Args:
+            of_step: of a `kl` that is of an earlier step: what `decision.step` was while that step ran.
             group: the param group that the signals are of, where groups have controllers of their own; None: all.
             signals: floats, numpy scalars or one-element tensors. A tensor on a device is read in `step()`, which
                 waits for the device once for each; report floats that you have anyway and nothing is waited for.
@@ -93,7 +92,10 @@ class AdaptiveWarmup(LRScheduler):
             TypeError, ValueError: as `Regulator.observe`; an index that is no group.
         """
         for regulator in self._chosen(group):
-            regulator.observe(**signals)
+            step = of_step
+            if step is not None and (younger := self.decision.step - regulator.state.step):
+                step -= younger  # a group that was added counts from then on
+            regulator.observe(of_step=step, **signals)
 
     def check_gradient(self, grad_norm: float, group: int | None = None) -> float:
         """Cut the lr of the coming update if its gradient is an outlier. Optional; between clipping and the update.

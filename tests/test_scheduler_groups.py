@@ -169,3 +169,17 @@ def test_a_group_added_later_gets_a_controller_that_begins_at_the_beginning() ->
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 8.0})
     assert drive(scheduler, [{}] * 4)[1:] == [[0.5, 0.1, 2.0], [0.6, 0.1, 4.0], [0.7, 0.1, 6.0]]
     scheduler.observe(group=2, kl=0.1)
+
+
+def test_a_late_kl_is_of_the_same_step_for_a_group_that_was_added_later() -> None:
+    """At step 7 of the first group, 4 of the added one: its step 2 is the scheduler's step 5, at half of its peak."""
+    scheduler = AdaptiveWarmup(optimizer_of(1.0, 0.1), warmup_steps=[10, 4], min_target_kl=0.01)
+    drive(scheduler, [{}] * 3)
+    scheduler.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 8.0})
+    drive(scheduler, [{}] * 3)
+    scheduler.observe(kl=0.01, of_step=5)
+    drive(scheduler, [{}])
+    ceilings = [regulator.decision.ceiling for regulator in scheduler.regulators]
+    assert ceilings == pytest.approx([0.6, 1.0, 0.5])
+    with pytest.raises(ValueError, match="is still to come"):
+        scheduler.observe(kl=0.01, of_step=8)
