@@ -104,6 +104,10 @@ def test_the_controller_reacts(whole: list[dict[str, Any]], log: Run) -> None:
     assert [decision.factor for decision in replay(log)] == [step["next"] for step in log.steps]
 
 
+def test_the_critics_controller_is_another_one(whole: list[dict[str, Any]]) -> None:
+    assert [step["adaptive_warmup/critic/factor"] for step in whole] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(("model", "key"), [("actor", "adaptive_warmup/lr"), ("critic", "adaptive_warmup/critic/lr")])
 def test_every_worker_used_the_lr_that_was_decided(
@@ -122,6 +126,10 @@ def test_what_verl_logs_as_the_lr_is_that_of_the_next_step(whole: list[dict[str,
 def test_the_reward_is_the_one_that_verl_logs_later(whole: list[dict[str, Any]], log: Run) -> None:
     for step, logged in zip(log.steps, whole, strict=True):
         assert step["signals"]["task_reward"] == pytest.approx(logged["critic/score/mean"])
+
+
+def test_the_rollouts_are_of_the_policy_that_is_trained(whole: list[dict[str, Any]]) -> None:
+    assert all(step["training/rollout_probs_diff_max"] < 1e-5 for step in whole)
 
 
 def test_the_kl_is_that_of_all_the_updates_on_what_the_policy_wrote(folder: Path, log: Run) -> None:
@@ -162,11 +170,11 @@ def test_the_log_of_the_resumed_run_begins_with_the_step(folder: Path, resumed: 
 
 
 def test_a_bad_option_ends_the_run_before_any_model_is_loaded(folder: Path) -> None:
-    with pytest.raises(AssertionError) as error:
+    with pytest.raises(AssertionError):
         run(folder, folder / "bad", **SAID, **{"+adaptive_warmup.actor.warmup": 4})
-    said = str(error.value)
+    said = (folder / "bad" / "output.txt").read_text()
     assert said.count("TypeError: unknown setting 'warmup': known are warmup_steps,") == 1
-    assert "create worker group" not in (folder / "bad" / "output.txt").read_text()
+    assert "create worker group" not in said
 
 
 def test_on_gaming_stop_ends_the_run_with_the_step_after_the_alarm(folder: Path) -> None:

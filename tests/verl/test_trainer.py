@@ -13,6 +13,7 @@ from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from adaptive_warmup.integrations.verl.carried import FACTOR, SCHEDULED
+from adaptive_warmup.integrations.verl.rollouts import _share
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,16 @@ def test_workers_with_another_engine_end_the_run_and_say_what_to_set() -> None:
     trainer = made()
     with pytest.raises(RuntimeError, match=r"the critic's workers did not .* VERL_ENGINE_VENDOR"):
         trainer._update("critic", lambda batch, metrics: batch, KVBatchMeta(), {"critic/lr": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("count", "workers", "micro", "share"),
+    [(64, 8, 16, (8, 8)), (64, 2, 12, (24, 12)), (7, 2, None, (3, 3)), (3, 4, 4, (0, 0))],
+)
+def test_a_workers_share_of_the_kls_sequences_is_whole_micro_batches(
+    count: int, workers: int, micro: int | None, share: tuple[int, int]
+) -> None:
+    assert _share(count, workers, micro) == share
 
 
 def test_verls_configuration_is_left_as_it_was_but_for_the_mode() -> None:

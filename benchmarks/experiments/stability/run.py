@@ -2,16 +2,19 @@
 
     python -m benchmarks.experiments.stability.run --jobs 2 --minutes 30
 
-Beyond one machine: start a Ray cluster, then add `--backend ray` (joblib hands the slices to it).
+Beyond one machine: start a Ray cluster on machines that share this checkout, set RAY_ADDRESS to it, then add
+`--backend ray --jobs N` (joblib hands the slices to it). Without a cluster Ray starts on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,15 +90,35 @@ def _commit() -> str:
     return told.stdout.strip()
 
 
-def _do(part: Slice, until: float, folder: Path, device: str) -> str | None:
-    if time.time() > until:
-        return None
+def sweep(
+    parts: Iterable[Slice], folder: Path, backend: str = "loky", jobs: int = 1, until: float = math.inf, **size: Any
+) -> None:
+    """Run what `folder` has not yet, `jobs` slices at once, and start none after the time `until`.
+
+    Each slice is kept by the process that has run it, so on several machines `folder` must be one that they share.
+
+    Args:
+        backend: joblib's.
+        size: what else `run` takes.
+    """
+    if backend == "ray":
+        from ray.util.joblib import register_ray
+
+        register_ray()
+    folder = folder.resolve()
+    todo = [part for part in parts if not (folder / f"{part.name}.npz").is_file()]
+    with parallel_config(backend, n_jobs=jobs):
+        Parallel()(delayed(_do)(part, folder, until, size) for part in todo)
+
+
+def _do(part: Slice, folder: Path, until: float, size: dict[str, Any]) -> None:
     started = time.time()
-    keep(part, run(part, device=device), folder)
-    return f"{part.name}: {time.time() - started:.0f} s"
+    if started < until:
+        keep(part, run(part, **size), folder)
+        print(f"{part.name}: {time.time() - started:.0f} s", flush=True)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = (*TUNING_TASKS, *HELD_OUT_TASKS, *VARIANTS)
     parser.add_argument("--tasks", nargs="+", default=tasks, choices=tasks, metavar="TASK", help=", ".join(tasks))
@@ -108,25 +131,14 @@ def main() -> None:
     parser.add_argument("--backend", default="loky", choices=("loky", "ray"), help="where joblib runs the slices")
     parser.add_argument("--device", default="cpu", help="torch's name of it, such as cuda; not yet run on any but cpu")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to keep the runs in")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.backend == "ray" and args.jobs == 1:  # joblib hands nothing to a backend for one job
+        parser.error("--backend ray --jobs 1 would run here: give --jobs 2 or more, -1 for all CPUs of the cluster")
     seeds = TUNING if args.tuning else range(args.seeds)
     if args.tuning and set(args.tasks) - set(TUNING_TASKS):
         args.tasks = TUNING_TASKS
-    if args.backend == "ray":
-        from ray.util.joblib import register_ray
-
-        register_ray()
-    todo = [
-        part
-        for part in slices(tuple(args.tasks), tuple(args.arms), seeds, args.epochs)
-        if not (args.results / f"{part.name}.npz").is_file()
-    ]
-    until = time.time() + 60 * args.minutes
-    with parallel_config(args.backend, n_jobs=args.jobs):
-        work = (delayed(_do)(part, until, args.results, args.device) for part in todo)
-        for done in Parallel(return_as="generator_unordered")(work):
-            if done:
-                print(done, flush=True)
+    parts = slices(tuple(args.tasks), tuple(args.arms), seeds, args.epochs)
+    sweep(parts, args.results, args.backend, args.jobs, time.time() + 60 * args.minutes, device=args.device)
 
 
 if __name__ == "__main__":
