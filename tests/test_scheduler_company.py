@@ -32,7 +32,10 @@ from torch.optim.lr_scheduler import (
 from adaptive_warmup import AdaptiveWarmup
 from tests.optimizers import drive, lively, lrs_of, optimizer_of
 
-pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("error::UserWarning"),
+    pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step"),  # torch 2.4's own SequentialLR
+]
 BASES = (1e-3, 0.2)
 
 
@@ -108,6 +111,8 @@ def test_second_in_sequential_it_begins_when_its_turn_comes(name: str) -> None:
 def nested(optimizer: Optimizer, warmup: LRScheduler) -> LRScheduler:
     inner = SequentialLR(optimizer, [warmup, StepLR(optimizer, 3, 0.5)], milestones=[5])
     chain = ChainedScheduler([inner, ExponentialLR(optimizer, 0.95)])
+    if not hasattr(chain, "last_epoch"):
+        pytest.skip("a ChainedScheduler of torch 2.4 has no place in a SequentialLR")
     return SequentialLR(optimizer, [chain, ExponentialLR(optimizer, 0.5)], milestones=[9])
 
 
