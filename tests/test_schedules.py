@@ -33,7 +33,10 @@ from adaptive_warmup.schedules import (
 )
 from tests.optimizers import drive, lrs_of, optimizer_of
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step"),  # torch 2.4's own SequentialLR
+]
 # GreedyLR is transformers' own, and not in its oldest version that we run with.
 ON_A_METRIC = (ReduceLROnPlateau, *filter(None, [getattr(transformers.optimization, "GreedyLR", None)]))
 WITH_WARMUP: dict[str, Callable[[Optimizer], LRScheduler]] = {

@@ -51,7 +51,7 @@ class End(NamedTuple):
     besides: tuple[str, ...] = ()
 
 
-_TRAINER = ("gym", "ppo", "testing", "trainer")
+_TRAINER = ("demo", "gym", "ppo", "testing", "trainer")
 ENDS = {
     "core": End("3.10", "lowest-direct", ("testing",), CORE),
     "trainer": End("3.10", "lowest-direct", _TRAINER, TRAINER),

@@ -160,8 +160,11 @@ class PPOTrainer(RolloutTrainer):
 
     @property
     def _undivided(self) -> int:
-        """Trainers before `loss_is_scaled_for_ga` divide every loss by the micro-batches of its update: times that."""
-        return 1 if hasattr(Trainer, "loss_is_scaled_for_ga") else self.current_gradient_accumulation_steps
+        """What older Trainers are about to divide a loss by: its update's micro-batches, some of them twice."""
+        by_trainer = 1 if hasattr(Trainer, "loss_is_scaled_for_ga") else self.current_gradient_accumulation_steps
+        deepspeed = self.accelerator.distributed_type == "DEEPSPEED"  # whose backward is its own
+        by_accelerate: int = 1 if deepspeed else self.accelerator.gradient_accumulation_steps  # 1 in newer Trainers
+        return by_trainer * by_accelerate
 
     def _begin(self, rows: Sequence[Any]) -> RLStep:
         rollout, rewards = self._rollout(rows, self.tokens)

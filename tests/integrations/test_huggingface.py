@@ -17,6 +17,7 @@ from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.schedules import default_warmup_steps
 from tests.integrations.trainers import (
     FLAT,
+    METRIC_DRIVEN,
     PEAK,
     RAMP,
     SCHEDULES,
@@ -119,8 +120,19 @@ def test_several_param_groups_keep_their_ratio(tmp_path: Path) -> None:
     assert record.groups == [pytest.approx([0.01 * up, 0.1 * up]) for up in RAMP]
 
 
+def torch_keeps_a_tensor_lr() -> bool:
+    lr = torch.tensor(PEAK)
+    optimizer = AdamW(Line().parameters(), lr=lr)
+    plateau = ReduceLROnPlateau(optimizer, patience=0)
+    plateau.step(1.0)
+    plateau.step(2.0)
+    return optimizer.param_groups[0]["lr"] is lr
+
+
 @pytest.mark.parametrize("schedule", ["linear", "constant", "reduce_lr_on_plateau"])
 def test_a_tensor_lr_is_filled_in_place(tmp_path: Path, schedule: str) -> None:
+    if schedule in METRIC_DRIVEN and not torch_keeps_a_tensor_lr():
+        pytest.skip("this torch's ReduceLROnPlateau puts a float in place of the tensor")
     model, record = Line(), Record()
     optimizer = AdamW(model.parameters(), lr=torch.tensor(PEAK))
     tensors: list[Any] = []
