@@ -50,7 +50,7 @@ class ValueHead(nn.Module):
         super().__init__()
         self.trunk_gradient = trunk_gradient
         self.weight_D = nn.Parameter(torch.zeros(hidden_size))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(1))  # FSDP shards no scalars
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Values, (B, T), in fp32."""

@@ -12,6 +12,7 @@ from transformers.training_args import ParallelMode
 
 from adaptive_warmup.integrations.ppo_trainer.checkpoints import Checkpoints
 from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue
+from adaptive_warmup.integrations.ppo_trainer.sharding import all_of
 
 
 class TwoParts(Checkpoints):
@@ -62,4 +63,4 @@ class TwoParts(Checkpoints):
 
 
 def _norm(part: nn.Module, limit: float) -> Tensor:
-    return clip_grad_norm_([p for p in part.parameters() if p.grad is not None], limit)
+    return all_of(clip_grad_norm_([p for p in part.parameters() if p.grad is not None], limit))

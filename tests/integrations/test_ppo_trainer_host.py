@@ -1,8 +1,7 @@
-"""`PPOTrainer` is a Trainer: checkpoints, evaluation, adapters, callbacks, reporters, several processes, bad input."""
+"""`PPOTrainer` is a Trainer: checkpoints, evaluation, adapters, callbacks, reporters, bad input."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from adaptive_warmup.history import read
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import ValueHead, response_logprobs
-from tests.integrations.ppo_trainers import PROMPTS, close, logged, make, settings
+from tests.integrations.ppo_trainers import PROMPTS, logged, make, settings
 from tests.integrations.trainers import same, weights
 from tests.integrations.trl_trainers import low_bytes, model, saved, tokenizer
-from tests.processes import run_processes
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 CLOCKS = ("eps", "_runtime", "_per_second", "total_flos", "preparation_time", "train_loss")
@@ -222,43 +220,6 @@ def test_a_conversation_goes_through_the_template(tmp_path: Path) -> None:
         chat.chat_template = template
     assert seen["prompts"][0] == [{"role": "user", "content": "one"}]
     assert seen["completions"][0][0]["role"] == "assistant"
-
-
-# Several processes
-
-DDP = """
-import sys, json
-import torch
-from tests.integrations.ppo_trainers import Letters, make, logged
-from tests.integrations.trl_trainers import saved
-
-torch.set_num_threads(1)
-saved()  # before the processes know of each other: then only the first would save
-size = 8
-trainer = make(sys.argv[1], parts={"environment": Letters()}, max_steps=4, num_mini_batches=2,
-    per_device_train_batch_size=size // 2, gradient_accumulation_steps=1, max_completion_length=12,
-    save_strategy="steps", save_steps=3)
-trainer.train()
-if trainer.args.process_index == 0:
-    names = ("objective/scores", "policy/kl", "grad_norm", "value/grad_norm", "loss/value_avg", "loss")
-    print(json.dumps({name: logged(trainer, name) for name in names}), file=open(sys.argv[1] + "/told.json", "w"))
-trainer.accelerator.wait_for_everyone()
-torch.save([p.detach() for p in trainer.model.parameters()], f"{sys.argv[1]}/weights{trainer.args.process_index}.pt")
-again = make(sys.argv[1], parts={"environment": Letters()}, max_steps=4, num_mini_batches=2,
-    per_device_train_batch_size=size // 2, max_completion_length=12)
-again.train(resume_from_checkpoint=sys.argv[1] + "/checkpoint-3")
-assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), trainer.model.parameters()))
-"""
-
-
-def test_two_processes_train_one_model_and_resume_to_the_bit(tmp_path: Path) -> None:
-    run_processes(DDP, tmp_path, tmp_path, timeout=400)
-    mine, theirs = (torch.load(tmp_path / f"weights{rank}.pt") for rank in range(2))
-    assert same(mine, theirs)
-    assert not close(mine, list(make(tmp_path).model.parameters()), atol=1e-3)
-    numbers = json.loads((tmp_path / "told.json").read_text())
-    assert len(numbers["policy/kl"]) == 2
-    assert min(numbers["policy/kl"]) > 0
 
 
 # Bad input
