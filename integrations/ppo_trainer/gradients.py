@@ -6,6 +6,7 @@ import math
 from typing import Any, cast
 
 import torch
+from accelerate.utils.deepspeed import DummyOptim
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from transformers.training_args import ParallelMode
@@ -22,14 +23,24 @@ class TwoParts(Checkpoints):
         """The Trainer's, with the critic's parameters in groups of their own, the last ones, at their own lr."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
+        whole = cast(PolicyAndValue, self.model if model is None else model)
         if made:
-            whole = cast(PolicyAndValue, self.model if model is None else model)
-            critic = {id(p) for p in whole.critic.parameters()}
-            for group in list(optimizer.param_groups):
-                theirs = [p for p in group["params"] if id(p) in critic]
-                group["params"] = [p for p in group["params"] if id(p) not in critic]
-                optimizer.add_param_group({**group, "params": theirs, "lr": self.args.value_learning_rate})
+            for group in self._of_the_critic(whole, optimizer.param_groups):
+                optimizer.add_param_group(group)
+        elif isinstance(optimizer, DummyOptim):  # DeepSpeed makes one, by its config, of these
+            groups = [{"params": optimizer.params}]
+            optimizer.params = groups + self._of_the_critic(whole, groups)
         return optimizer
+
+    def _of_the_critic(self, model: PolicyAndValue, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Groups like these, of the critic's parameters, which leave them."""
+        critic = {id(parameter) for parameter in model.critic.parameters()}
+        found = []
+        for group in groups:
+            theirs = [p for p in group["params"] if id(p) in critic]
+            group["params"] = [p for p in group["params"] if id(p) not in critic]
+            found.append({**group, "params": theirs, "lr": self.args.value_learning_rate})
+        return found
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         if self.is_deepspeed_enabled:
