@@ -91,7 +91,12 @@ class ActorCritic(nn.Module):
     @property
     def shared(self) -> bool:
         """Whether the critic reads the policy's trunk, so that there are no values without a forward of the policy."""
-        return isinstance(self.critic, ValueHead)
+        return self.value_head is not None
+
+    @property
+    def value_head(self) -> ValueHead | None:
+        """The critic, where it reads the policy's trunk."""
+        return self.critic if isinstance(self.critic, ValueHead) else None
 
     def forward(
         self, token_ids_BS: Tensor, attention_mask_BS: Tensor, response_length: int, entropy_gradient: bool = True

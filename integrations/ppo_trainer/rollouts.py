@@ -40,6 +40,7 @@ class RolloutTrainer(TwoParts):
                 max_response_tokens=self.algorithm.max_response_tokens,
                 temperature=self.algorithm.temperature,
                 generator=generator,
+                value_head=self.model.value_head,
             )
         scores, rewards = self.scores(episodes, self.state)
         return episodes.scored(scores), rewards

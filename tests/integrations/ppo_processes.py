@@ -1,8 +1,8 @@
 """A `PPOTrainer` on two processes: trained, resumed, and compared with itself.
 
-On CPUs Accelerate (1.15) takes no notice of its FSDP plugin and falls back on DDP, and counts one process of DeepSpeed's.
-So `sharding` sets what Accelerate sets where there are GPUs, and `deep_speed` its state beforehand, as the Trainer's
-`use_configured_state` has it; all that follows from that is their own.
+On CPUs Accelerate (1.15) takes no notice of its FSDP plugin and falls back on DDP, and of DeepSpeed's processes it
+counts one. So `sharding` sets what Accelerate sets where there are GPUs, and `deep_speed` its state beforehand, as the
+Trainer's `use_configured_state` has it; all that follows from that is their own.
 """
 
 from __future__ import annotations

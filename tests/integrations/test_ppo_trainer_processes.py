@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from tests.integrations.ppo_processes import Run
 from tests.integrations.ppo_trainers import close, make
 
+
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(tmp_path_factory.mktemp("ddp"))
