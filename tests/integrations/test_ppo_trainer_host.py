@@ -125,6 +125,35 @@ def test_one_decision_for_each_rl_step(tmp_path: Path) -> None:
     assert rates[0] == pytest.approx(1e-2 / 4)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_critic_has_a_warmup_of_its_own(tmp_path: Path, adaptive: bool) -> None:
+    """Over 2 updates from half its peak on, under a linear decay over all 8."""
+    rates: list[tuple[float, float]] = []
+
+    class Rates(TrainerCallback):
+        def on_pre_optimizer_step(self, *args: Any, optimizer: Any, **kwargs: Any) -> None:
+            rates.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[-1]["lr"]))
+
+    def run(**arguments: Any) -> PPOTrainer:
+        warmup = AdaptiveWarmupCallback(target_kl=0.01) if adaptive else None
+        return make(
+            tmp_path, parts={"callbacks": [*([warmup] if warmup else []), Rates()]}, max_steps=8, warmup_steps=4,
+            value_warmup_steps=2, value_learning_rate=0.08, lr_scheduler_type="linear", **arguments,
+        )  # fmt: skip
+
+    trainer = run(save_strategy="steps", save_steps=1)
+    trainer.train()
+    critic = [0.04, 0.07, 0.06, 0.05, 0.04, 0.03, 0.02, 0.01]
+    assert [lr for _, lr in rates] == pytest.approx(critic)
+    assert logged(trainer, "value_lr") == pytest.approx(critic)
+    factors = logged(trainer, "adaptive_warmup/factor")
+    ramp = [0.0, 0.25, 0.5, 0.75] if not adaptive else factors[:4]
+    assert [lr for lr, _ in rates[:4]] == pytest.approx([1e-2 * factor for factor in ramp])
+    again = run()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert rates[8:] == rates[1:8]
+
+
 def test_tensorboard_has_the_metrics(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -252,6 +281,9 @@ def test_bad_input_that_shows_as_it_trains(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"<lambda> returned 1 rewards for 8 completions: return one for each"):
         make(tmp_path, parts=short).train()
     policy = model()
+    with pytest.raises(ValueError, match="value_warmup_steps=3: it needs the optimizer that PPOTrainer makes, and a"):
+        optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+        make(tmp_path, policy, parts={"optimizers": (optimizer, None)}, value_warmup_steps=3).train()
     with pytest.raises(ValueError, match="ref_model is the policy itself"):
         make(tmp_path, policy, parts={"ref_model": policy})
 
