@@ -97,8 +97,8 @@ def _warm_up_apart(schedule: Any, steps: int) -> None:
     marked = [index for index, group in enumerate(groups) if group.get(OWN_WARMUP)]
     if not isinstance(schedule, LambdaLR) or not marked:
         raise ValueError(
-            f"value_warmup_steps={steps}: it needs the optimizer that PPOTrainer makes, and a schedule that is a function"
-            " of the step, such as lr_scheduler_type='constant_with_warmup'; leave it out with others"
+            f"value_warmup_steps={steps}: it needs the optimizer that PPOTrainer makes, and a schedule that is a"
+            " function of the step, such as lr_scheduler_type='constant_with_warmup'; leave it out with others"
         )
     for index in marked:
         schedule.lr_lambdas[index] = partial(_risen, _without_warmup(schedule.lr_lambdas[index]), steps)
@@ -112,7 +112,6 @@ def _risen(shape: Callable[[int], float], steps: int, step: int) -> float:
 
 def _without_warmup(shape: Any) -> Callable[[int], float]:
     """A schedule of transformers' from its peak on."""
-    keywords = getattr(shape, "keywords", {})
-    return (
-        partial(shape, num_warmup_steps=0) if "num_warmup_steps" in keywords else cast("Callable[[int], float]", shape)
-    )
+    if "num_warmup_steps" in getattr(shape, "keywords", {}):
+        return partial(shape, num_warmup_steps=0)
+    return cast("Callable[[int], float]", shape)
