@@ -1,9 +1,9 @@
 """The lr of a Trainer's optimizer: ours within a step, its schedule's own outside of it.
 
-At the begin of a step scheduled lr * factor is written into the optimizer's param groups, and after the update the
-schedule's own lr is put back. So every schedule works (those that compute the next lr from the last one, and
-ReduceLROnPlateau and GreedyLR, which step at evaluations), and a checkpoint holds nothing that a Trainer without the
-callback would stumble over.
+At the begin of a step scheduled lr * factor is written into the optimizer's param groups, but for those marked as having
+a warmup of their own, and after the update the schedule's own lr is put back. So every schedule works (those that
+compute the next lr from the last one, and ReduceLROnPlateau and GreedyLR, which step at evaluations), and a checkpoint
+holds nothing that a Trainer without the callback would stumble over.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from adaptive_warmup.schedules import (
 )
 
 _log = logging.getLogger("adaptive_warmup")
+OWN_WARMUP = "own_warmup"  # marks a param group that keeps its schedule's lr
 
 
 def nominal_warmup(ours: int | None, schedule: Any, args: TrainingArguments, max_steps: int) -> int:
@@ -67,11 +68,13 @@ class DrivenLrs:
         """A step begins: put our lr in place of the schedule's."""
         self._theirs = self._lrs()
         self._ours = self._theirs if self._metric_driven else scheduled_lrs(self.schedule)
+        self._apart = [bool(group.get(OWN_WARMUP)) for group in self.optimizer.param_groups]
         self.drive(factor)
 
     def drive(self, factor: float) -> None:
         """Run this step at another factor."""
-        write_lrs(self.optimizer, [lr * factor for lr in self._ours])
+        lrs = zip(self._apart, self._ours, self._theirs, strict=False)  # groups may have been added in between
+        write_lrs(self.optimizer, [theirs if apart else ours * factor for apart, ours, theirs in lrs])
         self._written = self._lrs()
 
     def used(self) -> None:

@@ -146,6 +146,7 @@ class PPO:
             max_response_tokens=self.config.max_response_tokens,
             temperature=self.config.temperature,
             generator=generator,
+            value_head=self.model.value_head,
         )
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:

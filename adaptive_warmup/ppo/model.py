@@ -50,7 +50,7 @@ class ValueHead(nn.Module):
         super().__init__()
         self.trunk_gradient = trunk_gradient
         self.weight_D = nn.Parameter(torch.zeros(hidden_size))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.bias = nn.Parameter(torch.zeros(1))  # FSDP shards no scalars
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Values, (B, T), in fp32."""
@@ -91,7 +91,12 @@ class ActorCritic(nn.Module):
     @property
     def shared(self) -> bool:
         """Whether the critic reads the policy's trunk, so that there are no values without a forward of the policy."""
-        return isinstance(self.critic, ValueHead)
+        return self.value_head is not None
+
+    @property
+    def value_head(self) -> ValueHead | None:
+        """The critic, where it reads the policy's trunk."""
+        return self.critic if isinstance(self.critic, ValueHead) else None
 
     def forward(
         self, token_ids_BS: Tensor, attention_mask_BS: Tensor, response_length: int, entropy_gradient: bool = True

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from adaptive_warmup.ppo.cache import make_room
 from adaptive_warmup.ppo.dialogue import Dialogue, Episode
 from adaptive_warmup.ppo.environment import Environment, Problem, Turns
-from adaptive_warmup.ppo.model import position_ids
+from adaptive_warmup.ppo.model import ValueHead, position_ids
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Episodes:
         finished_B: False where the episode was cut at the limit of tokens.
         logprobs_BT: log-probabilities, in nats, of the tokens that the policy sampled, as it sampled them, in fp32.
             None where it computes in less than that: there they differ too much from what an update computes.
+        values_BT: of the states in which they were sampled, in fp32, where a value head reads the policy's trunk. None
+            without one, and where `logprobs_BT` is None.
     """
 
     problems: list[Problem]
@@ -46,6 +48,7 @@ class Episodes:
     response_mask_BT: Tensor
     finished_B: Tensor
     logprobs_BT: Tensor | None
+    values_BT: Tensor | None
 
     def scored(self, scores: Sequence[float]) -> Rollout:
         """The same with their scores, without any KL."""
@@ -69,6 +72,7 @@ def rollout(
     max_response_tokens: int,
     temperature: float = 1.0,
     generator: torch.Generator,
+    value_head: ValueHead | None = None,
 ) -> Rollout:
     """`sample_episodes`, scored by the environment."""
     episodes = sample_episodes(
@@ -79,6 +83,7 @@ def rollout(
         max_response_tokens=max_response_tokens,
         temperature=temperature,
         generator=generator,
+        value_head=value_head,
     )
     pairs = zip(episodes.problems, episodes.responses, strict=True)
     return episodes.scored([environment.score(problem, response) for problem, response in pairs])
@@ -94,12 +99,14 @@ def sample_episodes(
     max_response_tokens: int,
     temperature: float = 1.0,
     generator: torch.Generator,
+    value_head: ValueHead | None = None,
 ) -> Episodes:
     """Samples one episode for each problem. It ends with the policy's end-of-text token, when the environment has no
     reply to a stop (or has given `max_turns`), or after `max_response_tokens`, inserted ones included.
 
     Args:
         generator: the only source of randomness, on the policy's device.
+        value_head: a critic on the policy's trunk, whose values cost next to nothing while it samples.
 
     Raises:
         ValueError: a prompt has no tokens, or prompt and response do not fit the policy's positions.
@@ -116,8 +123,16 @@ def sample_episodes(
     training = policy.training
     policy.train(False)
     try:
-        logprobs_BT = _write(
-            policy, dialogue, episodes, prompt_ids_BP, prompt_mask_BP, max_response_tokens, temperature, generator
+        logprobs_BT, values_BT = _write(
+            policy,
+            dialogue,
+            episodes,
+            prompt_ids_BP,
+            prompt_mask_BP,
+            max_response_tokens,
+            temperature,
+            generator,
+            value_head,
         )
     finally:
         policy.train(training)
@@ -133,6 +148,7 @@ def sample_episodes(
         response_mask_BT=torch.tensor([_fill(e.sampled, length, False) for e in episodes], device=device),
         finished_B=torch.tensor([episode.done for episode in episodes], device=device),
         logprobs_BT=logprobs_BT,
+        values_BT=values_BT,
     )
 
 
@@ -145,13 +161,19 @@ def _write(
     max_response_tokens: int,
     temperature: float,
     generator: torch.Generator,
-) -> Tensor | None:
-    """Runs the episodes to their end, one forward of the policy for each position; returns `Episodes.logprobs_BT`."""
+    value_head: ValueHead | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Runs the episodes to their end, one forward of the policy for each position.
+
+    Returns:
+        `Episodes.logprobs_BT` and `Episodes.values_BT`.
+    """
     # Rows that are done go on reading padding: nobody looks at what they compute, so the mask need not know.
     mask_BS = torch.nn.functional.pad(prompt_mask_BP, (0, max_response_tokens), value=1)
     positions_BS = position_ids(mask_BS)
     input_ids, cache, start = prompt_ids_BP, None, 0
     logprobs: list[Tensor] = []
+    values: list[Tensor] = []
     for end in range(prompt_ids_BP.shape[1], mask_BS.shape[1]):
         output = policy(
             input_ids=input_ids,
@@ -160,7 +182,10 @@ def _write(
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            output_hidden_states=value_head is not None,
         )
+        if value_head is not None:
+            values.append(value_head(output.hidden_states[-1][:, -1:]))
         sampled_B, logprobs_B = _sample(output.logits[:, -1], temperature, generator)
         logprobs.append(logprobs_B)
         next_B = [dialogue.advance(episode, token) for episode, token in zip(episodes, sampled_B.tolist(), strict=True)]
@@ -170,7 +195,9 @@ def _write(
         if cache is None:
             make_room(output.past_key_values, mask_BS.shape[1])
         cache, start = output.past_key_values, end
-    return torch.stack(logprobs, dim=1) if output.logits.dtype == torch.float32 else None
+    if output.logits.dtype != torch.float32:
+        return None, None
+    return torch.stack(logprobs, dim=1), torch.cat(values, dim=1) if values else None
 
 
 def _sample(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -46,8 +46,8 @@ def assess(
 ) -> Batch:
     """The log-probabilities, values, advantages and returns of a rollout, before any update.
 
-    The policy's log-probabilities are those that it sampled with, where the rollout has them and no forward of the
-    policy is due anyway.
+    The policy's log-probabilities are those that it sampled with, where the rollout has them; and so are the values of
+    a critic on its trunk.
 
     Args:
         rows: episodes in one forward; None for all.
@@ -55,11 +55,11 @@ def assess(
     """
     mask_BT = rollout.response_mask_BT
     length, inputs = mask_BT.shape[1], (rollout.token_ids_BS, rollout.attention_mask_BS)
-    logprobs_BT = rollout.logprobs_BT
-    if logprobs_BT is None or model.shared:
+    logprobs_BT, values_BT = rollout.logprobs_BT, rollout.values_BT
+    if logprobs_BT is None or (model.shared and values_BT is None):
         predicted_BT2 = _in_parts(rows, lambda *part: torch.stack(model(*part, length)[::2], -1), *inputs)
         logprobs_BT, values_BT = predicted_BT2.unbind(-1)
-    else:
+    elif values_BT is None:
         values_BT = _in_parts(rows, lambda *part: model.critic(*part, length), *inputs)
     reference_BT = _logprobs(reference, inputs, length, config.temperature, rows)
     kl_coef = config.kl_coef if config.kl_in == "reward" else 0.0

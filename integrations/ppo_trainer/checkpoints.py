@@ -54,12 +54,15 @@ class Checkpoints(Trainer):
             save_file({name: tensor.contiguous() for name, tensor in critic.items()}, folder / VALUE_MODEL)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:  # it saves and loads the model in one
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         with self._as_policy():
             super()._load_from_checkpoint(resume_from_checkpoint)
         self._load_critic(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_best_model()
             return
         with self._as_policy():

@@ -47,6 +47,10 @@ class PPOConfig(TrainingArguments):
 
     learning_rate: float = field(default=1e-6, metadata=_says("Peak lr of the policy."))
     value_learning_rate: float = field(default=1e-5, metadata=_says("Peak lr of the value model."))
+    value_warmup_steps: int | None = field(
+        default=None,
+        metadata=_says("Updates over which the value model's lr rises, by a warmup of its own; None: as the policy's."),
+    )
     logging_steps: float = field(
         default=10, metadata=_says("Steps (optimizer updates) between logs, whose metrics are means over them.")
     )
@@ -104,7 +108,7 @@ class PPOConfig(TrainingArguments):
         for name in ("vf_coef", "missing_eos_penalty"):
             if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a finite number, 0 or more")
-        for name in ("total_episodes", "local_rollout_forward_batch_size"):
+        for name in ("total_episodes", "local_rollout_forward_batch_size", "value_warmup_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a count of 1 or more, or None")
         rollout = self.algorithm().batch_size

@@ -30,6 +30,19 @@ class PolicyAndValue(ActorCritic):
         """The policy's."""
         return self.policy.device
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of the layers, which FSDP shards one by one."""
+        models = self.policy, getattr(self.critic, "backbone", None)
+        return sorted({name for model in models for name in getattr(model, "_no_split_modules", None) or ()})
+
+    def tie_weights(self) -> None:
+        """Of the policy: its embeddings, and what reads them again as its last layer."""
+        self.policy.tie_weights()
+
+    def ready(self) -> None:
+        """A forward that computes nothing: upon it FSDP knows this model as the one that all sharded parts are of."""
+
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Of policy and critic. Forwards do not hold their activations, but compute them again in the backward."""
         for model in (self.policy, getattr(self.critic, "backbone", None)):
@@ -67,6 +80,11 @@ def is_peft(model: Any) -> bool:
 def make_policy(model: PreTrainedModel | str, init: dict[str, Any], peft_config: Any) -> PreTrainedModel:
     """The policy, loaded where it is a name or a path, with an adapter where `peft_config` asks for one."""
     policy = AutoModelForCausalLM.from_pretrained(model, **init) if isinstance(model, str) else model
+    if any(hasattr(parameter, "full_tensor") for parameter in policy.parameters()):
+        raise ValueError(
+            "the policy's parameters are sharded already: give PPOTrainer the whole model, and have Accelerate shard it"
+            " with its critic and its reference (accelerate launch with FSDP2, or fsdp=True in PPOConfig)"
+        )
     if peft_config is not None:
         from peft import get_peft_model
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from adaptive_warmup.integrations.ppo_trainer.gradients import TwoParts
 from adaptive_warmup.integrations.ppo_trainer.prompts import problem
 from adaptive_warmup.integrations.ppo_trainer.rewards import Scores
+from adaptive_warmup.integrations.ppo_trainer.sharding import whole
 from adaptive_warmup.ppo.config import PPOConfig as Algorithm
 from adaptive_warmup.ppo.model import LanguageModel
 from adaptive_warmup.ppo.rollout import Rollout, sample_episodes
@@ -39,6 +40,7 @@ class RolloutTrainer(TwoParts):
                 max_response_tokens=self.algorithm.max_response_tokens,
                 temperature=self.algorithm.temperature,
                 generator=generator,
+                value_head=self.model.value_head,
             )
         scores, rewards = self.scores(episodes, self.state)
         return episodes.scored(scores), rewards
@@ -85,11 +87,11 @@ class RolloutTrainer(TwoParts):
 
     @contextmanager
     def _still(self) -> Iterator[None]:
-        """As in an update, but for the gradients."""
+        """As in an update, but for the gradients, and with all parameters on each process."""
         training = self.model.training
         self.model.train(False)
         try:
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad(), self.accelerator.autocast(), whole(self.model, self.accelerator):
                 yield
         finally:
             self.model.train(training)

@@ -22,6 +22,7 @@ from adaptive_warmup.integrations.ppo_trainer.prompts import RolloutSampler, che
 from adaptive_warmup.integrations.ppo_trainer.rewards import RewardFunction, Scores
 from adaptive_warmup.integrations.ppo_trainer.rl_step import RLStep
 from adaptive_warmup.integrations.ppo_trainer.rollouts import RolloutTrainer
+from adaptive_warmup.integrations.ppo_trainer.sharding import check_plugin, place_reference
 from adaptive_warmup.ppo.environment import Environment
 from adaptive_warmup.ppo.model import ValueHead, ValueModel
 from adaptive_warmup.ppo.update import mini_batch_losses, policy_kl
@@ -100,12 +101,8 @@ class PPOTrainer(RolloutTrainer):
             callbacks=[_Measures(self), *(callbacks or [])],
             optimizers=optimizers,
         )
-        if self.is_fsdp_enabled:
-            raise ValueError(
-                "PPOTrainer does not sample from parameters that FSDP has sharded: use DDP (accelerate launch without"
-                " FSDP), or DeepSpeed's ZeRO-1 or -2, which shard the optimizer's state"
-            )
-        self.reference = reference.to(args.device) if isinstance(reference, nn.Module) else reference
+        check_plugin(getattr(self.accelerator.state, "fsdp_plugin", None))
+        self.reference = place_reference(reference, self.model, self.accelerator)
         self.rl_step: RLStep | None = None
         self.choices = torch.Generator().manual_seed(args.seed + args.process_index)  # of mini-batches
         seed = int(torch.randint(2**31, (), generator=self.choices))

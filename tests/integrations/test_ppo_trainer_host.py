@@ -1,8 +1,7 @@
-"""`PPOTrainer` is a Trainer: checkpoints, evaluation, adapters, callbacks, reporters, several processes, bad input."""
+"""`PPOTrainer` is a Trainer: checkpoints, evaluation, adapters, callbacks, reporters, bad input."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from adaptive_warmup.history import read
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import ValueHead, response_logprobs
-from tests.integrations.ppo_trainers import PROMPTS, close, logged, make, settings
+from tests.integrations.ppo_trainers import PROMPTS, logged, make, settings
 from tests.integrations.tiny import low_bytes, model, saved, tokenizer
 from tests.integrations.trainers import same, weights
-from tests.processes import run_processes
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 CLOCKS = ("eps", "_runtime", "_per_second", "total_flos", "preparation_time", "train_loss")
@@ -127,6 +125,35 @@ def test_one_decision_for_each_rl_step(tmp_path: Path) -> None:
     assert rates[0] == pytest.approx(1e-2 / 4)
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_critic_has_a_warmup_of_its_own(tmp_path: Path, adaptive: bool) -> None:
+    """Over 2 updates from half its peak on, under a linear decay over all 8."""
+    rates: list[tuple[float, float]] = []
+
+    class Rates(TrainerCallback):
+        def on_pre_optimizer_step(self, *args: Any, optimizer: Any, **kwargs: Any) -> None:
+            rates.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[-1]["lr"]))
+
+    def run(**arguments: Any) -> PPOTrainer:
+        warmup = AdaptiveWarmupCallback(target_kl=0.01) if adaptive else None
+        return make(
+            tmp_path, parts={"callbacks": [*([warmup] if warmup else []), Rates()]}, max_steps=8, warmup_steps=4,
+            value_warmup_steps=2, value_learning_rate=0.08, lr_scheduler_type="linear", **arguments,
+        )  # fmt: skip
+
+    trainer = run(save_strategy="steps", save_steps=1)
+    trainer.train()
+    critic = [0.04, 0.07, 0.06, 0.05, 0.04, 0.03, 0.02, 0.01]
+    assert [lr for _, lr in rates] == pytest.approx(critic)
+    assert logged(trainer, "value_lr") == pytest.approx(critic)
+    factors = logged(trainer, "adaptive_warmup/factor")
+    ramp = [0.0, 0.25, 0.5, 0.75] if not adaptive else factors[:4]
+    assert [lr for lr, _ in rates[:4]] == pytest.approx([1e-2 * factor for factor in ramp])
+    again = run()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert rates[8:] == rates[1:8]
+
+
 def test_tensorboard_has_the_metrics(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -224,43 +251,6 @@ def test_a_conversation_goes_through_the_template(tmp_path: Path) -> None:
     assert seen["completions"][0][0]["role"] == "assistant"
 
 
-# Several processes
-
-DDP = """
-import sys, json
-import torch
-from tests.integrations.ppo_trainers import Letters, make, logged
-from tests.integrations.tiny import saved
-
-torch.set_num_threads(1)
-saved()  # before the processes know of each other: then only the first would save
-size = 8
-trainer = make(sys.argv[1], parts={"environment": Letters()}, max_steps=4, num_mini_batches=2,
-    per_device_train_batch_size=size // 2, gradient_accumulation_steps=1, max_completion_length=12,
-    save_strategy="steps", save_steps=3)
-trainer.train()
-if trainer.args.process_index == 0:
-    names = ("objective/scores", "policy/kl", "grad_norm", "value/grad_norm", "loss/value_avg", "loss")
-    print(json.dumps({name: logged(trainer, name) for name in names}), file=open(sys.argv[1] + "/told.json", "w"))
-trainer.accelerator.wait_for_everyone()
-torch.save([p.detach() for p in trainer.model.parameters()], f"{sys.argv[1]}/weights{trainer.args.process_index}.pt")
-again = make(sys.argv[1], parts={"environment": Letters()}, max_steps=4, num_mini_batches=2,
-    per_device_train_batch_size=size // 2, max_completion_length=12)
-again.train(resume_from_checkpoint=sys.argv[1] + "/checkpoint-3")
-assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), trainer.model.parameters()))
-"""
-
-
-def test_two_processes_train_one_model_and_resume_to_the_bit(tmp_path: Path) -> None:
-    run_processes(DDP, tmp_path, tmp_path, timeout=400)
-    mine, theirs = (torch.load(tmp_path / f"weights{rank}.pt") for rank in range(2))
-    assert same(mine, theirs)
-    assert not close(mine, list(make(tmp_path).model.parameters()), atol=1e-3)
-    numbers = json.loads((tmp_path / "told.json").read_text())
-    assert len(numbers["policy/kl"]) == 2
-    assert min(numbers["policy/kl"]) > 0
-
-
 # Bad input
 
 
@@ -291,6 +281,9 @@ def test_bad_input_that_shows_as_it_trains(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"<lambda> returned 1 rewards for 8 completions: return one for each"):
         make(tmp_path, parts=short).train()
     policy = model()
+    with pytest.raises(ValueError, match="value_warmup_steps=3: it needs the optimizer that PPOTrainer makes, and a"):
+        optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+        make(tmp_path, policy, parts={"optimizers": (optimizer, None)}, value_warmup_steps=3).train()
     with pytest.raises(ValueError, match="ref_model is the policy itself"):
         make(tmp_path, policy, parts={"ref_model": policy})
 

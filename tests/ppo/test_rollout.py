@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from adaptive_warmup.ppo import Problem, response_logprobs, rollout
+from adaptive_warmup.ppo import ActorCritic, Problem, ValueHead, response_logprobs, rollout
 
 T, F = True, False
 
@@ -122,6 +122,26 @@ def test_logits_under_the_cache_are_those_of_a_full_forward(kind, tokenizer, mak
     assert (episodes.attention_mask_BS[:, 0] == 0).any()  # there is left padding
     assert (written & ~episodes.response_mask_BT).any()  # and there are inserted tokens
     torch.testing.assert_close(cached[written], full[written], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_values_of_a_shared_trunk_while_it_samples_are_those_of_a_full_forward(kind, tokenizer, make_policy, tool_task):
+    policy, head = make_policy(kind).eval(), ValueHead(32)
+    torch.nn.init.normal_(head.weight_D)
+    episodes = rollout(
+        policy,
+        tokenizer,
+        tool_task,
+        tool_task.sample(16, 0),
+        max_response_tokens=20,
+        generator=generator(),
+        value_head=head,
+    )
+    mask = episodes.response_mask_BT
+    full = ActorCritic(policy, head)(episodes.token_ids_BS, episodes.attention_mask_BS, mask.shape[1])
+    assert full.values_BT[mask].std() > 0.1
+    torch.testing.assert_close(episodes.values_BT[mask], full.values_BT[mask], atol=1e-4, rtol=0)
+    torch.testing.assert_close(episodes.logprobs_BT[mask], full.logprobs_BT[mask], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -1,4 +1,6 @@
-"""TRL's trainers on a tiny policy that learns to count: with fixed warmups, and with the callback. Resumable.
+"""TRL's trainers and PPOTrainer on a tiny policy that learns to count: with fixed warmups, and with the callback.
+
+Resumable.
 
 python -m benchmarks.experiments.trl.run
 """
@@ -21,12 +23,18 @@ from transformers.utils import logging as transformers_logging
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
+from adaptive_warmup.integrations.ppo_trainer import PPOConfig, PPOTrainer
 from benchmarks.experiments.trl.sweep import ADAPTIVE, ARMS, FIXED, NOMINAL, RUINOUS, STEPS, cells
 
 RUNS = Path(__file__).parents[2] / "results" / "trl" / "runs.jsonl"
 BATCH, GENERATIONS, LENGTH = 32, 8, 8
 TAUGHT, MISTAKES = 300, 0.5
-TRAINERS: dict[str, tuple[Any, Any]] = {"GRPO": (GRPOTrainer, GRPOConfig), "RLOO": (RLOOTrainer, RLOOConfig)}
+# Of each trainer: its class, its settings' class, what it is set to beside what all are, and its name of the reward.
+TRAINERS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
+    "GRPO": (GRPOTrainer, GRPOConfig, {"num_generations": GENERATIONS}, "reward"),
+    "RLOO": (RLOOTrainer, RLOOConfig, {"num_generations": GENERATIONS}, "reward"),
+    "PPO": (PPOTrainer, PPOConfig, {"value_learning_rate": 3e-3}, "objective/scores"),
+}
 LETTERS = "0123456789ab"  # the last two are never right
 
 
@@ -74,14 +82,14 @@ def train(kind: str, arm: str, lr: float, seed: int) -> list[float]:
     """The mean reward of every step."""
     set_seed(seed)
     words = tokenizer()
-    trainer_class, config_class = TRAINERS[kind]
+    trainer_class, config_class, settings, logged = TRAINERS[kind]
     adaptive = arm == ADAPTIVE
     with tempfile.TemporaryDirectory() as folder:
         arguments = config_class(
             folder, max_steps=STEPS, learning_rate=lr, lr_scheduler_type="constant_with_warmup",
             warmup_steps=round((NOMINAL if adaptive else FIXED[arm]) * STEPS), per_device_train_batch_size=BATCH,
-            num_generations=GENERATIONS, max_completion_length=LENGTH, logging_steps=1, save_strategy="no",
-            report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, seed=seed,
+            max_completion_length=LENGTH, logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, bf16=False,
+            disable_tqdm=True, seed=seed, **settings,
         )  # fmt: skip
         reference().save_pretrained(f"{folder}/policy")  # a path, since RLOO loads its reference by it
         trainer = trainer_class(
@@ -99,7 +107,7 @@ def train(kind: str, arm: str, lr: float, seed: int) -> list[float]:
             if "probability tensor" not in str(error):
                 raise
             print(f"{kind}, {arm}, seed {seed}: the policy predicts no number any more, and earns nothing from here on")
-    rewards = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+    rewards = [entry[logged] for entry in trainer.state.log_history if logged in entry]
     return rewards + [0.0] * (STEPS - len(rewards))
 
 

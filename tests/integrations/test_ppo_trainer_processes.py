@@ -1,0 +1,48 @@
+"""`PPOTrainer` on two processes: DDP, and FSDP2 by Accelerate's plugin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.integrations.ppo_processes import Run
+from tests.integrations.ppo_trainers import close, make
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tmp_path_factory.mktemp("ddp"))
+
+
+def test_two_processes_train_one_model_and_resume_to_the_bit(ddp: Run, tmp_path: Path) -> None:
+    assert not close(ddp.weights, list(make(tmp_path).model.parameters()), atol=1e-3)
+    assert len(ddp.told["policy/kl"]) == 2
+    assert min(ddp.told["policy/kl"]) > 0
+
+
+def test_fsdp2_computes_what_ddp_computes(ddp: Run, tmp_path: Path) -> None:
+    sharded = Run(tmp_path, "loaded sharded", fsdp=True)
+    kinds = sharded.told.pop("kinds"), ddp.told["kinds"]
+    assert kinds == (["DTensor"], ["Parameter"])
+    for name, values in sharded.told.items():
+        assert values == pytest.approx(ddp.told[name], rel=1e-4, abs=1e-6), name
+    assert close(sharded.weights, ddp.weights, atol=1e-4)
+    policy, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-4", output_loading_info=True)
+    assert not loading["missing_keys"]
+    critic = load_file(tmp_path / "checkpoint-4" / "value_model.safetensors")
+    saved = {f"policy.{name}": value for name, value in policy.state_dict().items()}
+    saved |= {f"critic.{name}": value for name, value in critic.items()}
+    assert all(torch.equal(saved[name], value) for name, value in sharded.named.items())
+
+
+def test_fsdp2_in_bf16_of_tied_embeddings_with_the_value_head_on_their_trunk(tmp_path: Path) -> None:
+    """And with each process's shards in a checkpoint. What is compared between forwards stays in fp32."""
+    run = Run(tmp_path, "tied", fsdp=True, fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"}, bf16=True)
+    assert run.told["policy/reference_kl"][0] == 0.0  # to the bit: in bf16 it would be off by 2e-4
+    assert run.told["policy/kl"][0] > 1e-4
+    assert abs(run.told["val/ratio"][0] - 1.0) < 0.02
+    assert (tmp_path / "checkpoint-3" / "pytorch_model_fsdp_0").is_dir()
