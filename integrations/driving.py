@@ -1,9 +1,9 @@
 """The lr of a Trainer's optimizer: ours within a step, its schedule's own outside of it.
 
-At the begin of a step scheduled lr * factor is written into the optimizer's param groups, but for those marked as having
-a warmup of their own, and after the update the schedule's own lr is put back. So every schedule works (those that
-compute the next lr from the last one, and ReduceLROnPlateau and GreedyLR, which step at evaluations), and a checkpoint
-holds nothing that a Trainer without the callback would stumble over.
+At the begin of a step scheduled lr * factor is written into the optimizer's param groups, but for those marked as
+having a warmup of their own, and after the update the schedule's own lr is put back. So every schedule works (those
+that compute the next lr from the last one, and ReduceLROnPlateau and GreedyLR, which step at evaluations), and a
+checkpoint holds nothing that a Trainer without the callback would stumble over.
 """
 
 from __future__ import annotations

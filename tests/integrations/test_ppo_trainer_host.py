@@ -281,9 +281,11 @@ def test_bad_input_that_shows_as_it_trains(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"<lambda> returned 1 rewards for 8 completions: return one for each"):
         make(tmp_path, parts=short).train()
     policy = model()
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    trainer = make(tmp_path, policy, parts={"optimizers": (optimizer, None)}, value_warmup_steps=3)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="value_warmup_steps=3: it needs the optimizer that PPOTrainer makes, and a"):
-        optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-        make(tmp_path, policy, parts={"optimizers": (optimizer, None)}, value_warmup_steps=3).train()
+        trainer.train()
     with pytest.raises(ValueError, match="ref_model is the policy itself"):
         make(tmp_path, policy, parts={"ref_model": policy})
 
