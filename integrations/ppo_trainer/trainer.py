@@ -101,8 +101,19 @@ class PPOTrainer(RolloutTrainer):
             callbacks=[_Measures(self), *(callbacks or [])],
             optimizers=optimizers,
         )
+<<<<<<< HEAD
         check_plugin(getattr(self.accelerator.state, "fsdp_plugin", None))
         self.reference = place_reference(reference, self.model, self.accelerator)
+=======
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "PPOTrainer does not sample from parameters that FSDP has sharded: use DDP (accelerate launch without"
+                " FSDP), or DeepSpeed's ZeRO-1 or -2, which shard the optimizer's state"
+            )
+        if self.accelerator.distributed_type != "DEEPSPEED":  # as newer Trainers have it: else Accelerate divides, too
+            self.accelerator.gradient_accumulation_steps = 1
+        self.reference = reference.to(args.device) if isinstance(reference, nn.Module) else reference
+>>>>>>> h-release
         self.rl_step: RLStep | None = None
         self.choices = torch.Generator().manual_seed(args.seed + args.process_index)  # of mini-batches
         seed = int(torch.randint(2**31, (), generator=self.choices))
@@ -157,11 +168,8 @@ class PPOTrainer(RolloutTrainer):
 
     @property
     def _undivided(self) -> int:
-        """What older Trainers are about to divide a loss by: its update's micro-batches, some of them twice."""
-        by_trainer = 1 if hasattr(Trainer, "loss_is_scaled_for_ga") else self.current_gradient_accumulation_steps
-        deepspeed = self.accelerator.distributed_type == "DEEPSPEED"  # whose backward is its own
-        by_accelerate: int = 1 if deepspeed else self.accelerator.gradient_accumulation_steps  # 1 in newer Trainers
-        return by_trainer * by_accelerate
+        """What a Trainer that does not know `loss_is_scaled_for_ga` divides a loss by: its update's micro-batches."""
+        return 1 if hasattr(Trainer, "loss_is_scaled_for_ga") else self.current_gradient_accumulation_steps
 
     def _begin(self, rows: Sequence[Any]) -> RLStep:
         rollout, rewards = self._rollout(rows, self.tokens)
