@@ -101,19 +101,10 @@ class PPOTrainer(RolloutTrainer):
             callbacks=[_Measures(self), *(callbacks or [])],
             optimizers=optimizers,
         )
-<<<<<<< HEAD
-        check_plugin(getattr(self.accelerator.state, "fsdp_plugin", None))
-        self.reference = place_reference(reference, self.model, self.accelerator)
-=======
-        if self.is_fsdp_enabled:
-            raise ValueError(
-                "PPOTrainer does not sample from parameters that FSDP has sharded: use DDP (accelerate launch without"
-                " FSDP), or DeepSpeed's ZeRO-1 or -2, which shard the optimizer's state"
-            )
         if self.accelerator.distributed_type != "DEEPSPEED":  # as newer Trainers have it: else Accelerate divides, too
             self.accelerator.gradient_accumulation_steps = 1
-        self.reference = reference.to(args.device) if isinstance(reference, nn.Module) else reference
->>>>>>> h-release
+        check_plugin(getattr(self.accelerator.state, "fsdp_plugin", None))
+        self.reference = place_reference(reference, self.model, self.accelerator)
         self.rl_step: RLStep | None = None
         self.choices = torch.Generator().manual_seed(args.seed + args.process_index)  # of mini-batches
         seed = int(torch.randint(2**31, (), generator=self.choices))
