@@ -30,7 +30,10 @@ from transformers import get_cosine_schedule_with_warmup, get_wsd_schedule
 from adaptive_warmup import AdaptiveWarmup
 from tests.optimizers import drive, lively, lrs_of, optimizer_of, streams
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step"),  # torch 2.4's own SequentialLR
+]
 Build = Callable[[Optimizer], LRScheduler]
 
 

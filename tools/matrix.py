@@ -51,9 +51,10 @@ class End(NamedTuple):
     besides: tuple[str, ...] = ()
 
 
-_TRAINER = ("demo", "gym", "ppo", "testing", "trainer")
+_CORE = ("demo", "gym", "testing")
+_TRAINER = (*_CORE, "ppo", "trainer")
 ENDS = {
-    "core": End("3.10", "lowest-direct", ("testing",), CORE),
+    "core": End("3.10", "lowest-direct", _CORE, CORE),
     "trainer": End("3.10", "lowest-direct", _TRAINER, TRAINER),
     # TRL itself wants Python 3.11; datasets asks for a pyarrow whose newest wants a newer numpy without saying so.
     "trl": End("3.11", "lowest-direct", (*_TRAINER, "trl"), TRL, ("pyarrow<26",)),
