@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -193,8 +194,10 @@ MEASURES = {"step": steps, "trainer": trainers, "reads": reads, "import": import
 
 def main() -> None:
     """What is named is measured anew, the rest is kept; everything where nothing is named."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=main.__doc__)
+    parser.add_argument("named", nargs="*", choices=[*MEASURES, []], metavar="NAME", help=", ".join(MEASURES))
+    named = parser.parse_args().named or list(MEASURES)
     torch.set_num_threads(1)
-    named = sys.argv[1:] or list(MEASURES)
     rows = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.exists() else []
     for what in named:
         rows = [row for row in rows if row["what"] != what] + list(MEASURES[what]())
