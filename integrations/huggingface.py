@@ -24,7 +24,7 @@ from adaptive_warmup.integrations.driving import DrivenLrs, nominal_warmup
 from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
 from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice
-from adaptive_warmup.integrations.reading import Read, Reader, check_read, limit, unlimited, whole
+from adaptive_warmup.integrations.reading import Read, Reader, check_read, gathered, limit, unlimited
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.quoting import quoted
 from adaptive_warmup.regulator import Regulator, checked
@@ -260,7 +260,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
     def _see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         norm = original(*args, **kwargs)
-        self._grad_norm = whole(norm)
+        self._grad_norm = gathered(norm)
         return norm
 
     def _see_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

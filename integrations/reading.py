@@ -75,7 +75,7 @@ class Reader:
         return numbers
 
 
-def whole(value: Any) -> Any:
+def gathered(value: Any) -> Any:
     """Of a number that is in parts on several processes (FSDP2's gradient norm) the whole, by one small reduction."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 

@@ -17,7 +17,7 @@ from transformers.training_args import ParallelMode
 from adaptive_warmup.integrations.driving import OWN_WARMUP
 from adaptive_warmup.integrations.ppo_trainer.checkpoints import Checkpoints
 from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue
-from adaptive_warmup.integrations.ppo_trainer.sharding import all_of
+from adaptive_warmup.integrations.reading import gathered
 
 
 class TwoParts(Checkpoints):
@@ -88,7 +88,7 @@ class TwoParts(Checkpoints):
 
 
 def _norm(part: nn.Module, limit: float) -> Tensor:
-    return all_of(clip_grad_norm_([p for p in part.parameters() if p.grad is not None], limit))
+    return cast(Tensor, gathered(clip_grad_norm_([p for p in part.parameters() if p.grad is not None], limit)))
 
 
 def _warm_up_apart(schedule: Any, steps: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue
@@ -68,8 +68,3 @@ def whole(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
             part.reshard()
         for part in inner:
             part.set_reshard_after_forward(plugin.reshard_after_forward, recurse=False)
-
-
-def all_of(value: Tensor) -> Tensor:
-    """The number that the processes have between them, on each of them."""
-    return cast(Tensor, value.full_tensor()) if hasattr(value, "full_tensor") else value
