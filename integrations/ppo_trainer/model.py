@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.utils.import_utils import is_peft_available
 
 from adaptive_warmup.ppo.model import ActorCritic, LanguageModel, ValueHead, ValueModel
@@ -89,7 +90,7 @@ def make_policy(model: PreTrainedModel | str, init: dict[str, Any], peft_config:
         from peft import get_peft_model
 
         policy = get_peft_model(policy, peft_config)
-    return cast(PreTrainedModel, without_dropout(policy))
+    return cast(PreTrainedModel, with_fused_gelu(without_dropout(policy)))
 
 
 def make_reference(model: PreTrainedModel | str | None, policy: PreTrainedModel, init: dict[str, Any]) -> LanguageModel:
@@ -100,7 +101,7 @@ def make_reference(model: PreTrainedModel | str | None, policy: PreTrainedModel,
         return AdapterOff(policy)
     if isinstance(model, str):
         model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, **init))
-    reference = copy.deepcopy(policy) if model is None else model
+    reference = with_fused_gelu(copy.deepcopy(policy) if model is None else model)
     return cast(PreTrainedModel, reference.train(False).requires_grad_(False).to(policy.device))
 
 
@@ -116,7 +117,7 @@ def make_critic(
         critic = ValueModel(cast(PreTrainedModel, model.base_model))
     else:
         critic = model
-    return cast("ValueModel | ValueHead", without_dropout(critic))
+    return cast("ValueModel | ValueHead", with_fused_gelu(without_dropout(critic)))
 
 
 def without_dropout(module: nn.Module) -> nn.Module:
@@ -125,6 +126,18 @@ def without_dropout(module: nn.Module) -> nn.Module:
         for name, value in vars(part).items():
             if isinstance(value, float) and (name == "p" or "drop" in name):
                 setattr(part, name, 0.0)
+    return module
+
+
+def with_fused_gelu(module: nn.Module) -> nn.Module:
+    """`module` with every tanh-GELU that is written out, as GPT-2's, computed in one pass by torch's kernel.
+
+    The same function, but for rounding; written out it is a quarter of a small model's forward.
+    """
+    for part in module.modules():
+        for name, child in part.named_children():
+            if isinstance(child, (NewGELUActivation, FastGELUActivation)):
+                setattr(part, name, nn.GELU("tanh"))
     return module
 
 

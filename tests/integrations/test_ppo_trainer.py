@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+from transformers.activations import NewGELUActivation
 
 from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import METRICS, PPO, Problem, ValueHead
@@ -114,6 +115,18 @@ def test_problems_of_an_environment_are_a_dataset(tmp_path: Path) -> None:
     trainer = make(tmp_path, parts={"environment": task, "train_dataset": task.sample(20, 0)}, max_steps=1, **TURNS)
     trainer.train()
     assert set(task.answers) <= {str(i) for i in range(20)}
+
+
+def test_a_gelu_that_is_written_out_is_computed_in_one_pass(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=len(tokenizer()), n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    policy, ids = GPT2LMHeadModel(config), torch.arange(24).view(2, 12)
+    before = policy.eval()(ids).logits
+    trainer = make(tmp_path, policy)
+    models = trainer.model.policy, trainer.reference, trainer.model.critic
+    assert not [part for model in models for part in model.modules() if isinstance(part, NewGELUActivation)]
+    assert trainer.model.policy(ids).logits.allclose(before, atol=1e-6)
+    trainer.save_model()
+    assert isinstance(GPT2LMHeadModel.from_pretrained(tmp_path).transformer.h[0].mlp.act, NewGELUActivation)
 
 
 def test_policy_and_critic_have_an_lr_each(tmp_path: Path) -> None:
