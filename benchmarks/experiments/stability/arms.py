@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from adaptive_warmup import AdaptiveWarmup
 from benchmarks.experiments.stability.autowu import autowu
-from benchmarks.experiments.stability.driver import Arm, Driver, Plan, cosine, scheduled
+from benchmarks.experiments.stability.driver import Arm, Driver, Plan, cosine, nominal_steps, scheduled
 from benchmarks.experiments.stability.engine import MINI_BATCHES
 from benchmarks.experiments.stability.peers import (
     SKRL_TARGET,
@@ -23,7 +23,6 @@ from benchmarks.experiments.stability.peers import (
 )
 from benchmarks.experiments.stability.table import load
 
-NOMINAL = 0.285  # of the steps: the nominal warmup that ours starts from, Search-R1's later choice
 BETA2 = 0.999
 
 
@@ -51,7 +50,7 @@ def ours(decay: bool = False, only: tuple[str, ...] | None = None, **settings: A
     def arm(plan: Plan) -> Driver:
         def move(optimizer: torch.optim.Optimizer) -> Callable[[Mapping[str, float]], None]:
             inner: Any = LambdaLR(optimizer, cosine(plan)) if decay else optimizer
-            scheduler = AdaptiveWarmup(inner, warmup_steps=max(round(NOMINAL * plan.steps), 1), **settings)
+            scheduler = AdaptiveWarmup(inner, warmup_steps=nominal_steps(plan), **settings)
 
             def step(signals: Mapping[str, float]) -> None:
                 told = {name: value for name, value in signals.items() if name in (only or TOLD)}
@@ -105,6 +104,7 @@ ARMS: dict[str, Arm] = {
     "untuned": untuned,
     "KLAdaptiveLR": kl_adaptive(1.0, None, None),
     "rsl_rl": kl_adaptive(0.1, 1e-3, 1.0),
+    "rsl_rl falling": kl_adaptive(0.1, 1e-3, 1.0, falling=True),
     "rsl_rl cosine": kl_adaptive(0.1, 1e-3, 1.0, decay=True),
     "skrl": kl_adaptive(1.0, None, None, target=SKRL_TARGET, on="approx_kl"),  # its rule, on the KL it takes
     "GreedyLR": greedy,

@@ -26,6 +26,14 @@ class Plan:
     kl_coef: float = 0.0
 
 
+NOMINAL = 0.285  # of the steps: the nominal warmup that ours starts from, Search-R1's later choice
+
+
+def nominal_steps(plan: Plan) -> int:
+    """The nominal warmup that ours starts from."""
+    return max(round(NOMINAL * plan.steps), 1)
+
+
 class Driver:
     """Holds one run's learning rate and moves it after each RL step.
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from benchmarks.experiments.stability.driver import Arm, Driver, Plan, cosine
+from adaptive_warmup import Config
+from benchmarks.experiments.stability.driver import Arm, Driver, Plan, cosine, nominal_steps
 
 TARGET_KL, SKRL_TARGET = 0.01, 0.008  # as the packages have them
 VERL_TARGET, HORIZON = 0.1, 10_000 / (512 * 1005)  # verl's; its horizon as a share of Search-R1's episodes
@@ -21,6 +22,7 @@ def kl_adaptive(
     decay: bool = False,
     target: float = TARGET_KL,
     on: str = "kl",
+    falling: bool = False,
 ) -> Arm:
     """torchrl's `KLAdaptiveLR`, which is rsl_rl's rule, on the KL that ours gets.
 
@@ -29,6 +31,7 @@ def kl_adaptive(
         least: lower clamp as a share of the peak, None for the package's own 1e-5.
         most: likewise the upper one, None for 1e-2.
         on: the KL that it follows.
+        falling: granted our KL target, which falls as 1/t.
     """
 
     def arm(plan: Plan) -> Driver:
@@ -39,11 +42,14 @@ def kl_adaptive(
 
         def move(optimizer: torch.optim.Optimizer) -> Callable[[Mapping[str, float]], None]:
             rule = KLAdaptiveLR(optimizer, target, **clamps)
-            shape, count = cosine(plan), iter(range(1, plan.steps + 1))
+            shape, count, ours = cosine(plan), iter(range(1, plan.steps + 1)), Config(nominal_steps(plan), target)
 
             def step(signals: Mapping[str, float]) -> None:
+                done = next(count)
                 if decay:  # granted: the KL budget under our shape, shape^2
-                    rule.target_kl = target * shape(next(count)) ** 2
+                    rule.target_kl = target * shape(done) ** 2
+                if falling:
+                    rule.target_kl = ours.target_at(done - 1)
                 if math.isfinite(signals[on]):  # it raises an error otherwise
                     rule.step(signals[on])
 
