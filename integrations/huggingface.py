@@ -13,18 +13,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.integrations.driving import DrivenLrs, nominal_warmup
 from adaptive_warmup.integrations.figures import figures
-from adaptive_warmup.integrations.plumbing import agree, calling_trainer, tap
+from adaptive_warmup.integrations.plumbing import agree, calling_trainer, check_alone, check_place, tap
 from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice
-from adaptive_warmup.integrations.reading import Read, Reader, check_read, gathered, limit, unlimited
+from adaptive_warmup.integrations.reading import Passing, Read, Reader, check_read, limit, unlimited
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.quoting import quoted
 from adaptive_warmup.regulator import Regulator, checked
@@ -79,11 +76,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         log: DecisionLog | Path | str | None = None,
         **settings: Any,
     ) -> None:
-        if isinstance(warmup_steps, (Trainer, TrainingArguments, nn.Module, Optimizer, LRScheduler)):
-            given = type(warmup_steps).__name__
-            raise TypeError(
-                f"{given}: the Trainer takes the callback, as in Trainer(..., callbacks=[AdaptiveWarmupCallback()])."
-            )
+        check_place(warmup_steps)
         check_settings(settings)
         check_choice(probe)
         check_read(read)
@@ -101,9 +94,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._untap = ExitStack()
         self._period = 1  # updates under one decision
         self._lrs: DrivenLrs  # from the begin of training on, as the regulator
-        self._values = Reader(read)
-        self._loss: Any = None  # of the running step, unread
-        self._grad_norm: Any = None
+        self._values, self._passing = Reader(read), Passing()
+        self._running = False
         self._too_late = False  # to cut an update once its gradient's norm is known
         self._used: Decision | None = None  # the decision that the step just done ran under
 
@@ -126,8 +118,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
         Raises:
             TypeError, ValueError: as `Regulator.observe`.
         """
-        if self.regulator:
-            self.regulator.observe(**signals)
+        if self._running:
+            self._regulator.observe(**signals)
         else:
             checked(**signals)  # refuses what is wrong, here where it comes in
             self._waiting.append(signals)
@@ -147,6 +139,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self.regulator = Regulator(Config(**{**self._settings, "warmup_steps": steps}))
         self._attach(trainer)
         self._resume(state)
+        self._running = True
         if self._log_to is not None:
             self._log = DecisionLog.of(self._log_to, lr=self._lrs.peak)
             self._log.open(self.regulator.config)
@@ -155,7 +148,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
         """Put our lr in place of the schedule's."""
         factor = self._regulator.decision.factor
         self._reader.begin()
-        self._loss = self._grad_norm = self._used = None
+        self._passing.begin()
+        self._used = None
         self._lrs.begin(factor)
         if self._probe:
             self._probe.begin()
@@ -164,12 +158,13 @@ class AdaptiveWarmupCallback(TrainerCallback):
         """Cut this update if its gradient is an outlier; skip it if no lr would make it harmless."""
         if self._probe:
             self._probe.before()
-        if self._grad_norm is None or self._too_late:
+        norm = self._passing.grad_norm
+        if norm is None or self._too_late:
             return
-        if self._values.is_late(self._grad_norm):
-            limit(self._lrs.optimizer, self._grad_norm, self._regulator)
+        if self._values.is_late(norm):
+            limit(self._lrs.optimizer, norm, self._regulator)
             return
-        self._grad_norm = norm = float(self._grad_norm)  # read once
+        self._passing.grad_norm = norm = float(norm)  # read once
         cut = self._regulator.cut(norm)
         if cut < 1.0:
             self._lrs.drive(self._regulator.decision.factor * cut)
@@ -192,7 +187,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         if self._probe:
             self._probe.after(self._regulator)
         arrived, step = self._values.arrived(), self._regulator.state.step
-        self._regulator.observe(**self._values.take({"loss": self._loss, "grad_norm": self._grad_norm}, step))
+        self._regulator.observe(**self._values.take(vars(self._passing), step))
         self._regulator.supply(**arrived)
         self._regulator.supply(**self._values.take(self._reader.end(), step))
         self._regulator.decide(self._lrs.scheduled / self._lrs.peak if self._lrs.peak else 0.0)
@@ -216,8 +211,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
             self._lrs.put_back()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """Leave the Trainer as it was."""
+        """Leave the Trainer as it was; what is observed from now on is for its next training."""
         self._untap.close()
+        self._running = False
 
     @property
     def _regulator(self) -> Regulator:
@@ -245,28 +241,17 @@ class AdaptiveWarmupCallback(TrainerCallback):
         if trainer is None:
             _log.warning("no transformers.Trainer runs this callback: report grad_norm and loss by observe() yourself")
             return
-        if sum(isinstance(callback, AdaptiveWarmupCallback) for callback in trainer.callback_handler.callbacks) > 1:
-            raise ValueError("two AdaptiveWarmupCallbacks on one Trainer would both set the lr: remove one of them.")
+        check_alone(AdaptiveWarmupCallback, trainer)
         self._too_late = trainer.accelerator.distributed_type == "DEEPSPEED"  # its backward makes the update, too
         if not self._too_late and self._regulator.limits:
             self._values.tell(trainer.args.device, self._lrs.optimizer)
-        tap(self._untap, trainer, "_get_grad_norm", self._see_grad_norm)
-        tap(self._untap, trainer, "training_step", self._see_loss)
+        tap(self._untap, trainer, "_get_grad_norm", self._passing.see_grad_norm)
+        tap(self._untap, trainer, "training_step", self._passing.see_loss)
         tap(self._untap, trainer, "log", self._add_figures)
         tap(self._untap, trainer, "_save_checkpoint", self._save)
         self._probe = None
         if self._choice and self._regulator.config.law != "linear" and not self._reader.measures_kl:
             self._probe = TrainerProbe(self._choice, trainer, self._untap, "target_kl" not in self._settings)
-
-    def _see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        norm = original(*args, **kwargs)
-        self._grad_norm = gathered(norm)
-        return norm
-
-    def _see_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        loss = original(*args, **kwargs)  # of one micro-batch, its share of the step's loss, detached
-        self._loss = loss if self._loss is None else self._loss + loss
-        return loss
 
     def _add_figures(self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         if "loss" in logs and self._used is not None:

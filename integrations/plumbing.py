@@ -8,8 +8,10 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from torch import distributed
-from transformers import Trainer, TrainerCallback
+from torch import distributed, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from adaptive_warmup.regulator import Regulator
 
@@ -23,6 +25,21 @@ def calling_trainer(callback: TrainerCallback) -> Trainer | None:
             return candidate
         frame = frame.f_back
     return None
+
+
+def check_place(first: Any) -> None:
+    """Raise TypeError if a callback was built around what it should be handed to, or around a part of that."""
+    if isinstance(first, (Trainer, TrainingArguments, nn.Module, Optimizer, LRScheduler)):
+        given = type(first).__name__
+        raise TypeError(
+            f"{given}: the Trainer takes the callback, as in Trainer(..., callbacks=[AdaptiveWarmupCallback()])."
+        )
+
+
+def check_alone(kind: type[TrainerCallback], trainer: Trainer) -> None:
+    """Raise ValueError if the Trainer has two callbacks of this kind."""
+    if sum(isinstance(one, kind) for one in trainer.callback_handler.callbacks) > 1:
+        raise ValueError(f"two {kind.__name__}s on one Trainer would both set the lr: remove one of them.")
 
 
 def tap(undo: ExitStack, trainer: Trainer, method: str, see: Callable[..., Any]) -> None:

@@ -9,7 +9,7 @@ before an update, whether its gradient is an outlier, the accelerator then decid
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -73,6 +73,35 @@ class Reader:
         numbers = {name: copy.reshape(()).tolist() for name, copy in self._copies.items()} | self._beside
         self._copies, self._beside, self._copied = {}, {}, []
         return numbers
+
+
+class Passing:
+    """What passes through a Trainer in the course of one step, unread.
+
+    Attributes:
+        loss: the sum over its micro-batches so far, each of which is its share of the step's; None until then.
+        grad_norm: before clipping; None until then.
+    """
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """A step begins."""
+        self.loss: Any = None
+        self.grad_norm: Any = None
+
+    def see_loss(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around `training_step`."""
+        loss = original(*args, **kwargs)  # detached
+        self.loss = loss if self.loss is None else self.loss + loss
+        return loss
+
+    def see_grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around `_get_grad_norm`."""
+        norm = original(*args, **kwargs)
+        self.grad_norm = gathered(norm)
+        return norm
 
 
 def gathered(value: Any) -> Any:

@@ -240,6 +240,16 @@ def test_what_is_observed_before_training_counts_for_the_first_step(tmp_path: Pa
     assert [s.kl for s in dict.fromkeys(record.signals) if s] == [0.01, None]
 
 
+def test_what_is_observed_after_training_counts_for_the_first_step_of_the_next(tmp_path: Path) -> None:
+    warmup = AdaptiveWarmupCallback(10)
+    record = Record(warmup)
+    run = trainer(tmp_path, [record, warmup], max_steps=2, **FLAT)
+    run.train()
+    warmup.observe(kl=0.02)
+    run.train()
+    assert [s.kl for s in dict.fromkeys(record.signals) if s] == [None, None, 0.02, None]
+
+
 @pytest.mark.parametrize("event", ["on_step_begin", "on_step_end", "on_epoch_begin"])
 def test_added_while_training_runs(tmp_path: Path, event: str) -> None:
     class Adds(TrainerCallback):
