@@ -251,6 +251,7 @@ def _phase(before: float, factor: float, move: laws.Move) -> Phase:
 
 
 def _expected_end(config: Config, state: State, ceiling: float | None) -> int | None:
-    if ceiling is None:
-        return state.step + math.ceil(config.warmup_steps - state.clock)
-    return state.step + laws.steps_left(config, state.factor, state.law) if ceiling >= 1.0 else None
+    if ceiling is not None and ceiling < 1.0:
+        return None
+    left = laws.steps_left(config, state.factor, state.law)
+    return None if left is None else state.step + left

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from adaptive_warmup.alarms import is_finite
+from adaptive_warmup.feedforward import OUTLIER
 from adaptive_warmup.signals import PROBES, kl_on_target, kl_scale, updates_of
 from adaptive_warmup.statistics import Gain
 
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
     from adaptive_warmup.alarms import Alarm, Watch
     from adaptive_warmup.controller import Config, State
     from adaptive_warmup.signals import KLSource, Signals
-    from adaptive_warmup.statistics import LogScale
 
 _FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
 _CUT = 0.5  # a score drop halves the factor ...
 _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it lasts
+_FADE = 2.0  # nominal warmups in which what was cut may double again, where no KL says more
 _NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
 _NO_UPDATE = 1e-6  # likewise where the user's schedule is this near to zero
 _GAPS = 4  # a probe that measures every so many steps has not fallen silent before so many times that
 _FEW = 8  # updates on one rollout up to which a step counts as one
-_CALM, _OUTLIER = 2.0, 4.0  # z of the grad norm up to which the pace is nominal, and from which the warmup waits
+_CALM = 2.0  # z of the grad norm up to which the pace is nominal; from an outlier's on the warmup waits
 
 
 class Move(NamedTuple):
@@ -58,8 +59,11 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     """The log-gain law: learn the run's gain (KL per lr^2) and go to the lr whose KL is the target.
 
     The KL target (`Config.target_at`) belongs to the peak of the user's schedule: the schedule lies on top of the
-    ceiling, so that where it decays by s the KL decays by s^2. Where the host reports no KL the pace is nominal, a drop
-    of the task reward cuts the factor, and an outlying grad norm slows it.
+    ceiling, so that where it decays by s the KL decays by s^2.
+
+    Where the host reports no KL the pace is nominal, a drop of the task reward cuts the factor and keeps it there, and
+    an outlying grad norm slows it. As a drop is seen late, the ramp is then exponential, of the nominal length: what
+    lies some steps back was never much lower.
     """
     kl = signals.kl
     hold = _hold(config, state, alarms)
@@ -69,10 +73,16 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
         move = _toward(config, state, gain, kl, signals, hold)
     else:
         move = _unmeasured(config, state, watch, hold)
-    if watch.drop_steps == 1 or (watch.drop_steps % _CUT_EVERY == 1 and move.ceiling is None):
-        why = f"{_named(alarms, 'score_drop').message}: backing off to {_CUT * move.factor:.2g}"
-        return move._replace(factor=_CUT * move.factor, clock=None, reasons=(why, *move.reasons))
+    if watch.drop_steps == 1 or (watch.drop_steps % _CUT_EVERY == 1 and not move.memory.get("count")):
+        return _cut_back(move, _named(alarms, "score_drop").message)
     return move
+
+
+def _cut_back(move: Move, message: str) -> Move:
+    factor = _CUT * move.factor
+    memory = move.memory if move.memory.get("count") else {**move.memory, "borne": factor}
+    why = f"{message}: backing off to {factor:.2g}"
+    return move._replace(factor=factor, memory=memory, clock=None, reasons=(why, *move.reasons))
 
 
 LAWS: dict[str, Law] = {"feedback": feedback, "linear": linear}
@@ -83,49 +93,14 @@ def measurable(lr_scale: float) -> bool:
     return _NO_UPDATE < lr_scale < 1.0 / _NO_UPDATE
 
 
-def steps_left(config: Config, factor: float, memory: Mapping[str, float]) -> int:
-    """Steps from `factor` to the peak where no ceiling is in the way."""
-    if memory.get("nominal"):
-        return math.ceil(config.warmup_steps * (1.0 - factor) - 1e-9)  # rounding is no step more
-    return math.ceil(-math.log(factor) / config.rise)
-
-
-def cut(config: Config, state: State, grad_norm: float) -> float:
-    """Feed-forward, known before the damage: what to multiply the lr of the coming update by, in (0, 1].
-
-    1 but for an outlier against the run's own history, which is cut to the size of a usual gradient (as a clipping
-    threshold that the run sets itself), and for a norm that is not finite. That update must be skipped by the host: no
-    lr makes it harmless.
-    """
-    if not _cuts(config, state):
-        return 1.0
-    if not math.isfinite(grad_norm):
-        return config.floor
-    if grad_norm <= 0.0 or state.watch.grad_norm.z(grad_norm) <= _OUTLIER:
-        return 1.0
-    return max(math.exp(state.watch.grad_norm.mean - math.log(grad_norm)), config.floor)
-
-
-class Limits(NamedTuple):
-    """The norm `above` which an update is an outlier (NaN until the run's own history tells), and a `usual` one."""
-
-    above: float
-    usual: float
-
-
-def limits(config: Config, state: State) -> Limits | None:
-    """What `cut` goes by, for a host that may not read the norm; None where nothing is cut."""
-    norms = state.watch.grad_norm
-    return Limits(outlying(norms), math.exp(norms.mean)) if _cuts(config, state) else None
-
-
-def outlying(grad_norm: LogScale) -> float:
-    """The norm from which an update is an outlier, and is cut; NaN until the run's own history tells."""
-    return grad_norm.at(_OUTLIER)
-
-
-def _cuts(config: Config, state: State) -> bool:
-    return config.law != "linear" and (state.finished is None or config.guard)
+def steps_left(config: Config, factor: float, memory: Mapping[str, float]) -> int | None:
+    """Steps from `factor` to the peak where no ceiling is in the way; None where a drop of the score is."""
+    if "borne" in memory:
+        return None
+    if memory.get("count") and not memory.get("nominal"):
+        return math.ceil(-math.log(factor) / config.rise)
+    steps = -math.log(factor) / _exponent(config) if memory.get("blind") else config.warmup_steps * (1.0 - factor)
+    return math.ceil(steps - 1e-9)  # rounding is no step more
 
 
 def _is_nominal(config: Config, source: KLSource) -> bool:
@@ -220,19 +195,40 @@ def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) ->
         # One whole nominal warmup without a word, and far longer than ever between two: the ceiling is forgotten.
         if silent > max(config.warmup_steps, 10, _GAPS * memory.get("gap", 1.0)):
             memory, ceiling = {}, None
-    pace = 0.0 if hold else min(max((_OUTLIER - watch.grad_z) / (_OUTLIER - _CALM), 0.0), 1.0)
+    elif watch.reward.count:
+        memory["blind"] = 1
+        _fade(config, memory, watch)
+    pace = 0.0 if hold else min(max((OUTLIER - watch.grad_z) / (OUTLIER - _CALM), 0.0), 1.0)
     move = _nominal(config, state, memory, pace, ceiling)
     return move._replace(reasons=(hold,), held=True) if hold else move
 
 
+def _fade(config: Config, memory: dict[str, float], watch: Watch) -> None:
+    """Where a drop of the score has cut the factor to is forgotten by and by, from when the drop is over."""
+    if "borne" in memory and not watch.drop_steps:
+        memory["borne"] *= 2.0 ** (1.0 / (_FADE * config.warmup_steps))
+        if memory["borne"] >= 1.0:
+            del memory["borne"]
+
+
+def _exponent(config: Config) -> float:
+    """Rise of ln(factor) in a step of the exponential ramp, which is as long as the linear one."""
+    return math.log(config.warmup_steps) / max(config.warmup_steps - 1, 1)
+
+
 def _nominal(config: Config, state: State, memory: Mapping[str, float], pace: float, ceiling: float | None) -> Move:
-    """One step of `pace` nominal steps along the linear ramp, not past the ceiling, never down."""
-    clock = min(state.clock + pace, float(config.warmup_steps))
+    """One step of `pace` nominal steps along the ramp, not past the ceiling, never down."""
+    blind = bool(memory.get("blind"))
+    clock = state.clock * math.exp(pace * _exponent(config)) if blind else state.clock + pace
+    clock = min(clock, float(config.warmup_steps))
     factor = clock / config.warmup_steps
-    if ceiling is not None and factor > ceiling:
-        factor = max(min(ceiling, 1.0), state.factor)
-        return Move(factor, memory, (f"no kl: staying under the last known ceiling {ceiling:.2g}",), ceiling)
+    borne = memory.get("borne", 1.0)
+    if factor > (bound := min(1.0 if ceiling is None else ceiling, borne)):
+        factor = max(bound, state.factor)
+        what = "the last known ceiling" if ceiling is not None else "what the last drop of the score has left"
+        return Move(factor, memory, (f"no kl: staying under {what}, {bound:.2g}",), ceiling, held=ceiling is None)
     if factor == 1.0:
         return Move(1.0, memory, ("warmup done",), ceiling, clock=clock)
     words = "nominal pace" if pace == 1.0 else f"grad norm out of its range: {pace:.0%} of the nominal pace"
-    return Move(factor, memory, (f"{words}: {clock:.4g} of {config.warmup_steps} steps",), ceiling, pace == 0.0, clock)
+    along = f"exponentially, to {factor:.2g}" if blind else f"{clock:.4g} of {config.warmup_steps} steps"
+    return Move(factor, memory, (f"{words}: {along}",), ceiling, pace == 0.0, clock)

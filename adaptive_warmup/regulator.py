@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from adaptive_warmup import controller, laws
+from adaptive_warmup import controller, feedforward, laws
 from adaptive_warmup.alarms import Alarm, is_finite
 from adaptive_warmup.controller import Config, Decision
 from adaptive_warmup.signals import NAMES, Signals, check_name, check_source
@@ -83,15 +83,15 @@ class Regulator:
         self.observe(**{name: value for name, value in signals.items() if name not in told})
 
     def cut(self, grad_norm: float) -> float:
-        """What to multiply the lr of the coming update by, in (0, 1], given its gradient's norm (see `laws.cut`)."""
-        cut = laws.cut(self.config, self.state, grad_norm)
+        """What to multiply the lr of the coming update by, in (0, 1], by its gradient's norm (see `feedforward`)."""
+        cut = feedforward.cut(self.config, self.state, grad_norm)
         self._cuts.append(cut)
         return cut
 
     @property
-    def limits(self) -> laws.Limits | None:
+    def limits(self) -> feedforward.Limits | None:
         """What `cut` goes by, for a host that cuts the coming update without reading its gradient's norm."""
-        return laws.limits(self.config, self.state)
+        return feedforward.limits(self.config, self.state)
 
     def decide(self, lr_scale: float = 1.0) -> Decision:
         """The decision for the next update, on all that was observed since the last one.

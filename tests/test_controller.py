@@ -185,6 +185,24 @@ def test_a_drop_of_the_score_cuts_without_any_kl_and_repeats_while_it_lasts() ->
     assert "task reward is at" in decisions[cuts[0]].reasons[0]
 
 
+def test_where_only_the_score_tells_the_ramp_is_exponential_and_as_long_as_the_nominal_one() -> None:
+    """From 1 / 16 by a factor of 2 every 15 / 4 steps."""
+    decisions = decide(Config(16), [Signals(task_reward=0.5)] * 20)
+    assert [d.factor for d in decisions] == pytest.approx([min(2 ** (4 * (d.step / 15 - 1)), 1.0) for d in decisions])
+    assert {d.expected_end for d in decisions} == {15}
+
+
+def test_what_a_drop_has_left_doubles_in_two_nominal_warmups_from_when_it_is_over() -> None:
+    scores = [0.8] * 30 + [0.2] * 4 + [0.8] * 60
+    decisions = decide(Config(10), [Signals(task_reward=s + 0.01 * (-1) ** i) for i, s in enumerate(scores)])
+    cut = next(i for i in range(20, 95) if decisions[i].factor < 1.0)
+    over = next(i for i in range(cut, 95) if not decisions[i].alarms)
+    assert {d.factor for d in decisions[cut:over]} == {0.5}
+    assert decisions[over + 9].factor == pytest.approx(0.5 * 2**0.5)
+    assert decisions[over + 9].phase == "holding"
+    assert decisions[over + 25].factor == 1.0
+
+
 def test_an_outlying_grad_norm_slows_the_nominal_pace() -> None:
     stream = [Signals(grad_norm=1.0 + 0.01 * (i % 3)) for i in range(20)]
     calm = decide(Config(100), [*stream, Signals(grad_norm=1.0)])[-1]

@@ -83,11 +83,10 @@ def test_a_run_of_the_controllers_own_is_decided_the_same_again(tmp_path: Path) 
     assert all(event.certain for event in verdict.events)
 
 
-def test_a_steady_score_without_kl_follows_the_runs_own_warmup(tmp_path: Path) -> None:
+def test_a_steady_score_without_kl_takes_as_long_as_the_runs_own_warmup(tmp_path: Path) -> None:
     made, moments, verdict = replayed(logged(tmp_path / "run.jsonl", 100, 20, reward=lambda step, share: 0.5))
     assert made.warmup_steps == made.rates.warmup_steps == 20
-    assert [moment.factor for moment in moments] == pytest.approx([min((t + 1) / 20, 1.0) for t in range(100)])
-    assert verdict.differs is None
+    assert [moment.factor for moment in moments] == pytest.approx([min(20 ** (t / 19 - 1), 1.0) for t in range(100)])
     assert not verdict.alarms
 
 

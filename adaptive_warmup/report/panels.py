@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from adaptive_warmup.alarms import Watch, drop_bound, is_finite, watch
+from adaptive_warmup.feedforward import outlying
 from adaptive_warmup.history import Run
-from adaptive_warmup.laws import outlying
 from adaptive_warmup.report import reading
 from adaptive_warmup.report.reading import Span, adapts
 from adaptive_warmup.signals import KLSource, Signals, kl_on_target
