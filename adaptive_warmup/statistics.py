@@ -44,7 +44,7 @@ class Gain(NamedTuple):
 
     def factor_for(self, kl: float) -> float:
         """The factor at which an update would cause `kl`."""
-        return math.exp(min(0.5 * (math.log(kl) - self.log), 100.0))
+        return math.exp(max(min(0.5 * (math.log(kl) - self.log), 100.0), -100.0))
 
 
 class Level(NamedTuple):

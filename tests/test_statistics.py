@@ -26,6 +26,11 @@ def test_gain_is_the_same_at_every_lr_of_a_quadratic_run() -> None:
     assert gain.factor_for(0.01) == pytest.approx(0.05)
 
 
+def test_the_factor_of_an_absurd_gain_is_a_number_above_zero() -> None:
+    for log in (-1e4, 1e4):
+        assert 0.0 < Gain(log, 1).factor_for(0.01) < math.inf
+
+
 def test_one_absurd_kl_moves_the_gain_by_a_bounded_amount() -> None:
     assert Gain(0.0, 5).update(1e90, 1.0).log == 2.0
 
