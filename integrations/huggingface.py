@@ -58,9 +58,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
             an update that is not finite skipped, on the accelerator itself, where the optimizer is a fused one (the
             Trainer's default is), else not at all. `"now"`: at once everywhere, for one wait before each update.
             `"late"`: as on an accelerator, everywhere.
-        settings: those of `Config` by name. Where the probe measures plain training, the default `target_kl` counts
-            threefold, as .03, and the way up is never quicker than nominal; a `target_kl` that you set is taken as it
-            is, as in RL, and so is a `min_warmup_steps`.
+        settings: those of `Config` by name. Where the probe measures plain training, `target_kl` counts threefold (.01
+            is .03 there), and the way up is never quicker than nominal, unless `min_warmup_steps` is set.
 
     Raises:
         TypeError, ValueError: a setting, or a signal, that is unknown or out of range.
@@ -251,7 +250,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         tap(self._untap, trainer, "_save_checkpoint", self._save)
         self._probe = None
         if self._choice and self._regulator.config.law != "linear" and not self._reader.measures_kl:
-            self._probe = TrainerProbe(self._choice, trainer, self._untap, "target_kl" not in self._settings)
+            self._probe = TrainerProbe(self._choice, trainer, self._untap)
 
     def _add_figures(self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         if "loss" in logs and self._used is not None:

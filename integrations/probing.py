@@ -44,15 +44,15 @@ class TrainerProbe:
     Plain training: on sequences of its first step, the same ones throughout. Where inputs have completions that were
     sampled (`prompt_ids`, `completion_ids`): on those of the current step, since older ones go stale.
 
-    Plain training bears more than rollouts do, and where `scaled` its KL is reported as such (`training_probe`). The
-    study held the KL of all steps at one target: .01 to .03 was best from scratch, .003 to .01 in fine-tuning and on
-    rollouts. The controller's target is for the peak of the schedule, and the KL decays with the square of that, to a
-    third of it in the mean over a run that decays to 0; so .03 here is .01 there.
+    Plain training bears more than rollouts do, and its KL is reported as such (`training_probe`). The study held the KL
+    of all steps at one target: .01 to .03 was best from scratch, .003 to .01 in fine-tuning and on rollouts. The
+    controller's target is for the peak of the schedule, and the KL decays with the square of that, to a third of it in
+    the mean over a run that decays to 0; so .03 here is .01 there.
     """
 
-    def __init__(self, choice: PolicyProbe | Literal["auto"], trainer: Trainer, undo: ExitStack, scaled: bool) -> None:
+    def __init__(self, choice: PolicyProbe | Literal["auto"], trainer: Trainer, undo: ExitStack) -> None:
         self._keeps_rows = not _is_rl(trainer)
-        self._source: KLSource = "training_probe" if scaled and self._keeps_rows else "probe"
+        self._source: KLSource = "training_probe" if self._keeps_rows else "probe"
         self._bare: Any = trainer.accelerator.unwrap_model(trainer.model)
         self._probe = choice if isinstance(choice, PolicyProbe) else _made_for(trainer, self._bare)
         self._probe.restart()
