@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
 _CUT = 0.5  # a score drop halves the factor ...
 _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it lasts
-_FADE = 2.0  # nominal warmups in which what was cut may double again, where no KL says more
 _NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
 _NO_UPDATE = 1e-6  # likewise where the user's schedule is this near to zero
 _GAPS = 4  # a probe that measures every so many steps has not fallen silent before so many times that
@@ -61,9 +60,9 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     The KL target (`Config.target_at`) belongs to the peak of the user's schedule: the schedule lies on top of the
     ceiling, so that where it decays by s the KL decays by s^2.
 
-    Where the host reports no KL the pace is nominal, a drop of the task reward cuts the factor and keeps it there, and
-    an outlying grad norm slows it. As a drop is seen late, the ramp is then exponential, of the nominal length: what
-    lies some steps back was never much lower.
+    Where the host reports no KL the pace is nominal, a drop of the task reward cuts the factor and has it come back
+    slowly, and an outlying grad norm slows it. As a drop is seen late, the ramp is then exponential, of the nominal
+    length: what lies some steps back was never much lower.
     """
     kl = signals.kl
     hold = _hold(config, state, alarms)
@@ -74,13 +73,15 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     else:
         move = _unmeasured(config, state, watch, hold)
     if watch.drop_steps == 1 or (watch.drop_steps % _CUT_EVERY == 1 and not move.memory.get("count")):
-        return _cut_back(move, _named(alarms, "score_drop").message)
+        return _cut_back(move, _named(alarms, "score_drop").message, anew=watch.drop_steps == 1)
     return move
 
 
-def _cut_back(move: Move, message: str) -> Move:
-    factor = _CUT * move.factor
-    memory = move.memory if move.memory.get("count") else {**move.memory, "borne": factor}
+def _cut_back(move: Move, message: str, anew: bool) -> Move:
+    """Down by `_CUT`; where no KL is known, noting where the score dropped and where that leaves us."""
+    factor, memory = _CUT * move.factor, move.memory
+    if not memory.get("count"):
+        memory = {**memory, "borne": factor, "fell": move.factor if anew else memory.get("fell", move.factor)}
     why = f"{message}: backing off to {factor:.2g}"
     return move._replace(factor=factor, memory=memory, clock=None, reasons=(why, *move.reasons))
 
@@ -204,11 +205,11 @@ def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) ->
 
 
 def _fade(config: Config, memory: dict[str, float], watch: Watch) -> None:
-    """Where a drop of the score has cut the factor to is forgotten by and by, from when the drop is over."""
+    """A drop that is over is made good at a doubling a nominal warmup, so that a false alarm costs no more."""
     if "borne" in memory and not watch.drop_steps:
-        memory["borne"] *= 2.0 ** (1.0 / (_FADE * config.warmup_steps))
-        if memory["borne"] >= 1.0:
-            del memory["borne"]
+        memory["borne"] *= 2.0 ** (1.0 / config.warmup_steps)
+        if memory["borne"] >= memory["fell"]:
+            del memory["borne"], memory["fell"]
 
 
 def _exponent(config: Config) -> float:

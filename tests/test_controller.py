@@ -192,15 +192,28 @@ def test_where_only_the_score_tells_the_ramp_is_exponential_and_as_long_as_the_n
     assert {d.expected_end for d in decisions} == {15}
 
 
-def test_what_a_drop_has_left_doubles_in_two_nominal_warmups_from_when_it_is_over() -> None:
+def test_what_a_drop_has_cut_is_made_good_in_a_nominal_warmup_from_when_it_is_over() -> None:
     scores = [0.8] * 30 + [0.2] * 4 + [0.8] * 60
     decisions = decide(Config(10), [Signals(task_reward=s + 0.01 * (-1) ** i) for i, s in enumerate(scores)])
     cut = next(i for i in range(20, 95) if decisions[i].factor < 1.0)
     over = next(i for i in range(cut, 95) if not decisions[i].alarms)
     assert {d.factor for d in decisions[cut:over]} == {0.5}
-    assert decisions[over + 9].factor == pytest.approx(0.5 * 2**0.5)
-    assert decisions[over + 9].phase == "holding"
-    assert decisions[over + 25].factor == 1.0
+    assert decisions[over + 4].factor == pytest.approx(0.5 * 2**0.5)
+    assert (decisions[over + 4].phase, decisions[over + 4].expected_end) == ("holding", 9)
+    assert "score" in decisions[over + 4].reasons[0]
+    assert decisions[over + 9].factor == 1.0
+
+
+def test_on_the_way_up_a_cut_is_made_good_to_where_the_score_dropped_and_then_the_ramp_goes_on() -> None:
+    scores = [0.8] * 20 + [0.2] * 12 + [0.8] * 240
+    decisions = decide(Config(100), [Signals(task_reward=s + 0.01 * (-1) ** i) for i, s in enumerate(scores)])
+    cut = next(i for i in range(20, 95) if decisions[i].factor < decisions[i - 1].factor)
+    assert decisions[cut].expected_end is None
+    over = next(i for i in range(cut, 232) if not decisions[i].alarms)
+    fell, left = decisions[cut - 1].factor, decisions[over - 1].factor
+    assert left == pytest.approx(fell / 4, rel=0.1)  # cut again after eight steps
+    back = next(i for i in range(over, 272) if decisions[i].factor >= fell)
+    assert back - over == pytest.approx(200, abs=15)
 
 
 def test_an_outlying_grad_norm_slows_the_nominal_pace() -> None:
