@@ -151,7 +151,7 @@ _WORLDS: dict[str, Callable[[], World]] = {
     "search": _search,
     "number_sorting": lambda: _gym("number_sorting", length=24),
     "search_leak": lambda: _search("search_leak", unmasked=True, kl_coef=0.3),
-    "sorting_barred": lambda: _gym("number_sorting", length=30, name="sorting_barred", barred=20),
+    "sorting_barred": lambda: _gym("number_sorting", length=30, name="sorting_barred", barred=16),
     "spell_backward": lambda: _gym("spell_backward", length=6),
     "chain_sum": lambda: _gym("chain_sum", length=5, max_terms=3),
 }
