@@ -73,13 +73,13 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     else:
         move = _unmeasured(config, state, watch, hold)
     if watch.drop_steps == 1 or (watch.drop_steps % _CUT_EVERY == 1 and not move.memory.get("count")):
-        return _cut_back(move, _named(alarms, "score_drop").message, anew=watch.drop_steps == 1)
+        return _cut_back(config, move, _named(alarms, "score_drop").message, anew=watch.drop_steps == 1)
     return move
 
 
-def _cut_back(move: Move, message: str, anew: bool) -> Move:
+def _cut_back(config: Config, move: Move, message: str, anew: bool) -> Move:
     """Down by `_CUT`; where no KL is known, noting where the score dropped and where that leaves us."""
-    factor, memory = _CUT * move.factor, move.memory
+    factor, memory = max(_CUT * move.factor, config.floor), move.memory
     if not memory.get("count"):
         memory = {**memory, "borne": factor, "fell": move.factor if anew else memory.get("fell", move.factor)}
     why = f"{message}: backing off to {factor:.2g}"

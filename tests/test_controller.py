@@ -216,6 +216,13 @@ def test_on_the_way_up_a_cut_is_made_good_to_where_the_score_dropped_and_then_th
     assert back - over == pytest.approx(200, abs=15)
 
 
+def test_a_score_that_stays_down_is_the_new_level_in_the_end_and_the_lr_comes_back() -> None:
+    scores = [0.8] * 20 + [0.2] * 10_000 + [0.8] * 300
+    decisions = decide(Config(20), [Signals(task_reward=s + 0.01 * (-1) ** i) for i, s in enumerate(scores)])
+    assert min(d.factor for d in decisions) == Config(20).floor
+    assert decisions[-1].factor == 1.0
+
+
 def test_an_outlying_grad_norm_slows_the_nominal_pace() -> None:
     stream = [Signals(grad_norm=1.0 + 0.01 * (i % 3)) for i in range(20)]
     calm = decide(Config(100), [*stream, Signals(grad_norm=1.0)])[-1]
