@@ -32,19 +32,9 @@ def fell(run: Run) -> int:
 
 def alarms(table: Table, sound: tuple[str, ...]) -> Iterator[Claim]:
     """Claims about the alarm, where the variants whose KL is wrong have been run."""
-    fallen = [run for run in table.runs if run.task in VARIANTS and run.outcome.collapsed]
-    if not fallen:
-        return
-    first = {run: steps[0] for run in fallen if (steps := rung(run))}
-    leads = [fell(run) - step for run, step in first.items() if step < fell(run)]
-    share = len(leads) / len(fallen)
-    yield entry("7. share of the gamed runs' collapses before which the alarm rang", 0.95, share,
-                wilson(len(leads), len(fallen)), share >= 0.95, runs=len(fallen))  # fmt: skip
-    if leads:
-        middle = float(np.median(leads))
-        quartiles = [float(value) for value in np.quantile(leads, [0.25, 0.75])]
-        yield entry("7. median lead of the alarm, steps", 20, middle, quartiles, middle >= 20, runs=len(leads))
-        yield from _stopping(first)
+    for task in VARIANTS:
+        if fallen := [run for run in table.runs if run.task == task and run.outcome.collapsed]:
+            yield from _rang_before(task, fallen)
     healthy = [run for run in table.runs if run.task in sound and not run.outcome.collapsed]
     false = [len(rung(run)) for run in healthy]
     count = sum(map(bool, false))
@@ -55,7 +45,21 @@ def alarms(table: Table, sound: tuple[str, ...]) -> Iterator[Claim]:
     yield entry("7. false alarms per 100 healthy steps", 0.1, rate, [rate, rate], rate <= 0.1, runs=len(healthy))
 
 
-def _stopping(first: dict[Run, int]) -> Iterator[Claim]:
+def _rang_before(task: str, fallen: list[Run]) -> Iterator[Claim]:
+    """Whether the alarm rang before these runs, all collapsed, were dead, and how long before."""
+    first = {run: steps[0] for run in fallen if (steps := rung(run))}
+    leads = [fell(run) - step for run, step in first.items() if step < fell(run)]
+    share = len(leads) / len(fallen)
+    yield entry(f"7. {task}: share of the collapses before which the alarm rang", 0.95, share,
+                wilson(len(leads), len(fallen)), share >= 0.95, runs=len(fallen))  # fmt: skip
+    if leads:
+        middle = float(np.median(leads))
+        quartiles = [float(value) for value in np.quantile(leads, [0.25, 0.75])]
+        yield entry(f"7. {task}: median lead of the alarm, steps", 20, middle, quartiles, middle >= 20, runs=len(leads))
+        yield from _stopping(task, first)
+
+
+def _stopping(task: str, first: dict[Run, int]) -> Iterator[Claim]:
     """What `on_gaming="stop"` would have made of the collapsed runs, whose alarms first rang at these steps."""
     saved = [1 - step / len(run.scores) for run, step in first.items()]
     better = [float(run.scores[max(step - WINDOW, 0) : step + 1].mean()) - run.outcome.evaluation
@@ -66,4 +70,4 @@ def _stopping(first: dict[Run, int]) -> Iterator[Claim]:
     ):
         bounds = [float(value) for value in np.quantile(values, [0.25, 0.75])]
         mean = float(np.mean(values))
-        yield entry(f"7. {what}", 0.0, mean, bounds, bounds[0] > 0.0, runs=len(values))
+        yield entry(f"7. {task}: {what}", 0.0, mean, bounds, bounds[0] > 0.0, runs=len(values))
