@@ -197,7 +197,7 @@ def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) ->
         if silent > max(config.warmup_steps, 10, _GAPS * memory.get("gap", 1.0)):
             memory, ceiling = {}, None
     elif watch.reward.count:
-        memory["blind"] = 1
+        memory["blind"] = 1  # only the score tells: up along the exponential ramp
         _fade(config, memory, watch)
     pace = 0.0 if hold else min(max((OUTLIER - watch.grad_z) / (OUTLIER - _CALM), 0.0), 1.0)
     move = _nominal(config, state, memory, pace, ceiling)
