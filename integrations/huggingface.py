@@ -186,7 +186,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
         if self._probe:
             self._probe.after(self._regulator)
         arrived, step = self._values.arrived(), self._regulator.state.step
-        self._regulator.observe(**self._values.take(vars(self._passing), step))
+        passed = {"loss": self._passing.loss, "grad_norm": self._passing.grad_norm}
+        self._regulator.observe(**self._values.take(passed, step))
         self._regulator.supply(**arrived)
         self._regulator.supply(**self._values.take(self._reader.end(), step))
         self._regulator.decide(self._lrs.scheduled / self._lrs.peak if self._lrs.peak else 0.0)
