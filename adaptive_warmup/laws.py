@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adaptive_warmup.signals import KLSource, Signals
 
 _FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
+_SMALL = 1.0  # off the ceiling by less than so much of ln(factor), half of the way is gone, the rest being noise
 _CUT = 0.5  # a score drop halves the factor ...
 _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it lasts
 _NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
@@ -154,6 +155,8 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     target = config.target_at(state.step, signals.kl_source, signals.lr_scale)
     ceiling = gain.factor_for(target)
     want = math.log(ceiling / state.factor)
+    if abs(want) < _SMALL:
+        want *= 1.0 - 0.5 ** _worth(state, signals.kl_source)
     nominal = _is_nominal(config, signals.kl_source)
     rise = math.log1p(1.0 / (config.warmup_steps * state.factor)) if nominal else config.rise
     step = max(min(want, 0.0 if hold else _allowed(state, signals, rise)), -_FALL)

@@ -64,18 +64,19 @@ def clipped(source: str, spike: int | None = None) -> list[controller.Decision]:
 
 
 def test_many_clipped_updates_on_a_rollout_are_not_held_back_by_a_kl_that_ignores_the_lr() -> None:
-    """Believed by .15 a step, good news takes 15 steps to the peak; by four steps' worth, .48, it takes six."""
+    """Believed by .15 a step, good news takes 18 steps to the peak; by four steps' worth, .48, it takes six."""
     at_the_peak = {source: next(d.step for d in clipped(source) if d.factor == 1.0) for source in
                    ("post_update", "post_update:1x2", "post_update:4x2", "post_update:4x8")}  # fmt: skip
-    assert at_the_peak == {"post_update": 15, "post_update:1x2": 15, "post_update:4x2": 15, "post_update:4x8": 6}
+    assert at_the_peak == {"post_update": 18, "post_update:1x2": 18, "post_update:4x2": 18, "post_update:4x8": 6}
 
 
 def test_once_a_kl_has_exceeded_its_target_good_news_is_slow_again() -> None:
-    """From a ceiling where the KL is .3 of the target, 15 % of it is believed."""
+    """Where the KL is .3 of the target 15 % of it is believed: no rise is larger, and the factor soon follows so."""
     rises = [math.log(b.factor / a.factor) for a, b in itertools.pairwise(clipped("post_update:4x8", spike=2))]
     assert rises[0] > 0.2
     assert rises[1] < 0.0
-    assert rises[2:6] == pytest.approx([-0.15 / 2 * math.log(0.3)] * 4)
+    assert all(0.0 < rise < -0.15 / 2 * math.log(0.3) for rise in rises[2:15])
+    assert rises[8] > 0.07
 
 
 def test_the_kl_target_is_whole_at_first_then_falls_as_one_over_the_step() -> None:
@@ -248,8 +249,23 @@ def test_reasons_read_as_a_person_would_write_them() -> None:
     config = Config(20)
     state = State(factor=0.5, clock=10.0, law={"gain": math.log(0.04), "count": 9})
     _, decision = controller.step(config, state, Signals(kl=0.031))
-    assert decision.reasons == ("kl 0.031 is 3.1 x the target 0.01: backing off to 0.38",)
+    assert decision.reasons == ("kl 0.031 is 3.1 x the target 0.01: backing off to 0.43",)
     assert decision.phase == "backing_off"
+
+
+def test_half_of_a_small_way_to_the_ceiling_is_gone_and_a_large_one_whole() -> None:
+    """Within a factor e, a half in logs: the root of the ratio. A probe's KL counts for the steps since the last."""
+    config = Config(20)
+
+    def moved(ceiling: float, **memory: float) -> float:
+        state = State(factor=0.4, clock=8.0, law={"gain": math.log(0.01 / ceiling**2), "count": 9, **memory})
+        signals = Signals(kl=0.01 * (0.4 / ceiling) ** 2, kl_source="probe" if memory else "post_update")
+        return controller.step(config, state, signals)[1].factor / 0.4
+
+    assert moved(0.4 / 1.44) == pytest.approx(1 / 1.2)
+    assert moved(0.4 * 1.44) == pytest.approx(1.2)
+    assert moved(0.4 / 3.0) == pytest.approx(1 / 3.0)
+    assert moved(0.4 / 1.44, silent=1.0) == pytest.approx(1.44**-0.75)
 
 
 # The feedback law on the plant, as numbers: 16 seeds, noise of ln KL .7 as measured in small PPO runs.
@@ -272,7 +288,7 @@ def test_settles_below_what_the_run_bears_with_little_jitter() -> None:
         logs = [math.log(f / 0.3) for f in path]
         jitter = statistics.pstdev([b - a for a, b in itertools.pairwise(logs)])
         assert -0.6 < statistics.mean(logs) < 0.0  # bad news counts more, so it stays on the safe side
-        assert jitter < 0.2
+        assert jitter < 0.07
 
 
 def test_follows_a_jump_down_within_a_few_steps_and_back_up_slowly() -> None:

@@ -62,7 +62,7 @@ def test_outcome_in_words(tmp_path: Path) -> None:
     warm = report.in_words(logged(tmp_path / "warm.jsonl", RISING, steady(20), bears=5.0))
     fixed = report.in_words(logged(tmp_path / "fixed.jsonl", RISING, Config(20, law="linear")))
     assert held == (
-        "nominal 20 steps; not warm by step 99; held at 30 % of the peak from step 1, the ceiling at lr 3.0e-3"
+        "nominal 20 steps; not warm by step 99; held at 30 % of the peak from step 2, the ceiling at lr 3.0e-3"
     )
     assert warm == "nominal 20 steps; warm after 3"
     assert fixed == "fixed linear warmup of 20 steps; warm after 20"

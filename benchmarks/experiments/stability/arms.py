@@ -115,11 +115,7 @@ ARMS: dict[str, Arm] = {
     "ratio 0.285 adaptive KL coefficient": adaptive_coefficient(ratio(0.285)),
     "ours": ours(),
     "ours cosine": ours(decay=True),
-    # The law as it was before its target fell over the run and its warmup could end after three steps.
-    "ours, .01 throughout": ours(min_target_kl=0.01, min_warmup_steps=5),
-    "ours, .01 throughout cosine": ours(decay=True, min_target_kl=0.01, min_warmup_steps=5),
-    "ours, .005 throughout": ours(target_kl=0.005, min_target_kl=0.005, min_warmup_steps=5),
-    "ours, .005 throughout cosine": ours(decay=True, target_kl=0.005, min_target_kl=0.005, min_warmup_steps=5),
+    "ours, .01 throughout": ours(min_target_kl=0.01),  # what the fall of the target is worth
     "ours without KL": ours(only=("task_reward", "grad_norm")),
     "same mean lr": same_mean_rate,
     "another seed's lr": replayed,
