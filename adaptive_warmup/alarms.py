@@ -7,13 +7,13 @@ from operator import attrgetter
 from typing import NamedTuple, TypeGuard
 
 from adaptive_warmup.signals import Signals
-from adaptive_warmup.statistics import Level, LogScale, critical_t, mean_t, slope_t
+from adaptive_warmup.statistics import Excess, Level, LogScale, critical_t, slope_t
 
-_SHORT = 8  # steps over which a KL reward above zero is tested
+_PAID = 12.0  # sd by which a KL reward has added up above zero where it pays
 _LONG = 16  # steps over which trends are tested
 _DROP = 4.0  # standard errors below its best at which the score has dropped, half as many until it is back ...
 _LOST = 0.1  # ... if this share of what had been gained is lost: a steady score's small waves are no drop
-_RARE = 0.001  # chance of a false alarm where the KL reward is pure noise
+_RARE = 0.001  # chance of a false alarm where both trends are pure noise
 _HUGE = 1e100
 _DECISIVE = ("kl", "task_reward", "grad_norm", "loss")
 _decisive = attrgetter(*_DECISIVE)
@@ -35,23 +35,25 @@ class Watch(NamedTuple):
     kl_rewards: tuple[float, ...] = ()
     grad_z: float = 0.0
     drop_steps: int = 0
+    paid: Excess = Excess()
 
 
 def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
     """Take in one step's signals; the alarms are those that hold now, empty on a healthy step."""
     reward, grad_norm, grad_z = memory.reward, memory.grad_norm, 0.0
-    rewards, kl_rewards = memory.rewards, memory.kl_rewards
+    rewards, kl_rewards, paid = memory.rewards, memory.kl_rewards, memory.paid
     if is_finite(signals.task_reward):
         reward = reward.update(signals.task_reward)
     if is_finite(signals.grad_norm) and signals.grad_norm > 0.0:
         grad_z = grad_norm.z(signals.grad_norm)
         grad_norm = grad_norm.update(signals.grad_norm)
     if is_finite(signals.kl_reward):
+        paid = paid.update(signals.kl_reward)
         kl_rewards = (*kl_rewards, signals.kl_reward)[-_LONG:]
         if is_finite(signals.task_reward):  # trends are compared only over the same steps
             rewards = (*rewards, signals.task_reward)[-_LONG:]
     dropped = reward.lost > _LOST and reward.drop > (_DROP if not memory.drop_steps else 0.5 * _DROP)
-    after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, memory.drop_steps + 1 if dropped else 0)
+    after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, memory.drop_steps + 1 if dropped else 0, paid)
     found = (_non_finite(signals), _gaming(after) if signals.kl_reward is not None else None, _drop(after))
     return after, tuple(filter(None, found))
 
@@ -83,14 +85,12 @@ def _non_finite(signals: Signals) -> Alarm | None:
 
 
 def _gaming(memory: Watch) -> Alarm | None:
-    recent = memory.kl_rewards[-_SHORT:]
-    # In a healthy run the mean is below zero, and its t too: that is seen at once.
-    if len(recent) == _SHORT and sum(recent) > 0.0 and mean_t(recent) > critical_t(_RARE, _SHORT - 1):
+    if memory.paid.total > _PAID:
         return Alarm(
             "kl_gaming",
-            f"the KL reward is {math.fsum(recent) / _SHORT:+.3g} on average and pays the policy: tokens count in the KL"
-            " that it did not sample; check the response mask (retrieved text, padding) and the sampler"
-            " (top-p, top-k, minimum length)",
+            f"the KL reward pays the policy ({memory.paid.last:+.3g} now, lately {memory.paid.total:.0f} standard"
+            " deviations above zero in sum): tokens count in the KL that it did not sample; check the response mask"
+            " (retrieved text, padding) and the sampler (top-p, top-k, minimum length)",
         )
     if len(memory.rewards) == len(memory.kl_rewards) == _LONG:
         critical = critical_t(_RARE, _LONG - 2)

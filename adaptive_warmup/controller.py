@@ -18,10 +18,10 @@ from adaptive_warmup import laws
 from adaptive_warmup.alarms import Alarm, Watch, watch
 from adaptive_warmup.quoting import quoted
 from adaptive_warmup.signals import KLSource, Signals
-from adaptive_warmup.statistics import Level, LogScale
+from adaptive_warmup.statistics import Excess, Level, LogScale
 
 Phase = Literal["warmup", "holding", "backing_off", "at_ceiling", "done"]
-VERSION = 2
+VERSION = 3
 _EARLY, _LATE = 0.25, 0.1  # the KL target is whole over such a share of the nominal warmup, and falls to such a share
 
 
@@ -139,6 +139,9 @@ def _whole(value: Any) -> int:
     return number
 
 
+_ESTIMATORS = {"reward": Level, "grad_norm": LogScale, "paid": Excess}  # of the watch, by field
+
+
 class State(NamedTuple):
     """All that the controller remembers, constant in size.
 
@@ -162,7 +165,7 @@ class State(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Plain scalars, lists and dicts: JSON and back changes nothing."""
         seen = self.watch._asdict()
-        seen |= {"reward": self.watch.reward._asdict(), "grad_norm": self.watch.grad_norm._asdict()}
+        seen |= {name: seen[name]._asdict() for name in _ESTIMATORS}
         seen |= {name: list(seen[name]) for name in ("rewards", "kl_rewards")}
         return self._asdict() | {"law": dict(self.law), "watch": seen}
 
@@ -170,7 +173,7 @@ class State(NamedTuple):
     def from_dict(cls, plain: Mapping[str, Any]) -> State:
         """The inverse of `to_dict`."""
         seen = dict(plain["watch"])
-        seen |= {"reward": Level(**seen["reward"]), "grad_norm": LogScale(**seen["grad_norm"])}
+        seen |= {name: make(**seen[name]) for name, make in _ESTIMATORS.items()}
         seen |= {name: tuple(seen[name]) for name in ("rewards", "kl_rewards")}
         return cls(**{**plain, "law": dict(plain["law"]), "watch": Watch(**seen)})
 

@@ -39,10 +39,13 @@ def test_healthy_runs_ring_nothing_or_nearly() -> None:
     assert sum(name == "kl_gaming" for _, name in rung) <= 6
 
 
-def test_a_kl_reward_above_zero_rings_after_eight_steps() -> None:
+def test_a_kl_reward_above_zero_rings_within_a_few_steps() -> None:
+    """Three at least: after the four that its noise is learned from, or after it has come to pay."""
     draws = random.Random(0)
-    stream = [Signals(kl_reward=draws.gauss(0.5, 0.1), task_reward=0.5) for _ in range(10)]
-    assert ring(stream) == [(7, "kl_gaming")]
+    early = [Signals(kl_reward=draws.gauss(0.5, 0.1), task_reward=0.5) for _ in range(10)]
+    assert ring(early) == [(7, "kl_gaming")]
+    late = [Signals(kl_reward=draws.gauss(-0.1 if t < 50 else 0.5, 0.1), task_reward=0.5) for t in range(60)]
+    assert [step for step, _ in ring(late)] == [54]
 
 
 def test_a_kl_reward_below_zero_never_rings() -> None:
