@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
 _SMALL = 1.0  # off the ceiling by less than so much of ln(factor), half of the way is gone, the rest being noise
+_STILL = 1e-3  # of ln(factor), which nobody would call a move
 _CUT = 0.5  # a score drop halves the factor ...
 _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it lasts
 _NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
@@ -164,12 +165,12 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
     late = "" if signals.kl_lr is None else " of an earlier step"
     what = f"kl {kl:.2g}{late} is {kl / budget:.2g} x the target {budget:.2g}: "
-    if step < 0.0:
-        what += f"backing off to {factor:.2g}"
-    elif factor == 1.0:
+    if factor == 1.0:
         what += "at the peak"
+    elif abs(step) < _STILL:
+        what += f"holding at {factor:.2g}"
     else:
-        what += f"rising to {factor:.2g}" if step else f"holding at {factor:.2g}"
+        what += f"{'rising' if step > 0.0 else 'backing off'} to {factor:.2g}"
     memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state), "target": target}
     if nominal:
         memory["nominal"] = 1
