@@ -163,20 +163,26 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     step = max(min(want, 0.0 if hold else _allowed(state, signals, rise)), -_FALL)
     factor = min(state.factor * math.exp(step), 1.0)
     budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
-    late = "" if signals.kl_lr is None else " of an earlier step"
-    what = f"kl {kl:.2g}{late} is {kl / budget:.2g} x the target {budget:.2g}: "
-    if factor == 1.0:
-        what += "at the peak"
-    elif abs(step) < _STILL:
-        what += f"holding at {factor:.2g}"
-    else:
-        what += f"{'rising' if step > 0.0 else 'backing off'} to {factor:.2g}"
+    what = _said(kl, budget, signals.kl_lr is not None, step, factor)
     memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state), "target": target}
     if nominal:
         memory["nominal"] = 1
     if updates_of(signals.kl_source) > _FEW and (kl > budget or state.law.get("met")):
         memory["met"] = 1
     return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
+
+
+def _said(kl: float, budget: float, late: bool, step: float, factor: float) -> str:
+    """The reason of a step of ln(factor) to `factor`, after a KL that is on target at `budget`."""
+    what = f"kl {kl:.2g}{' of an earlier step' if late else ''} is {kl / budget:.2g} x the target {budget:.2g}"
+    if factor == 1.0:
+        return f"{what}: at the peak"
+    if abs(step) < _STILL:
+        return f"{what}: holding at {factor:.2g}"
+    up = step > 0.0
+    if up == (kl > budget) and not late:  # where this one alone would have it go the other way
+        what += f", the ones before were {'less' if up else 'more'}"
+    return f"{what}: {'rising' if up else 'backing off'} to {factor:.2g}"
 
 
 def _allowed(state: State, signals: Signals, rise: float) -> float:

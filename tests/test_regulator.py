@@ -333,7 +333,7 @@ def test_after_loading_the_signals_of_the_latest_decision_are_not_known() -> Non
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 1}, "reads states of version 2, found 1"),
+        ({"version": 1}, "reads states of version 3, found 1"),
         ({"version": None}, "found None"),
         ({"checksum": 12}, r"damaged \(checksum 12 does not fit its content\): resume from another checkpoint"),
         ({"waiting": {"kl": 0.6}}, "damaged"),
