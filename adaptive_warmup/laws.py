@@ -155,7 +155,7 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     """Go to the ceiling in logs, at most `_FALL` down, and up by what is allowed; not at all where something holds."""
     target = config.target_at(state.step, signals.kl_source, signals.lr_scale)
     ceiling = gain.factor_for(target)
-    want = math.log(ceiling / state.factor)
+    off = want = math.log(ceiling / state.factor)
     if abs(want) < _SMALL:
         want *= 1.0 - 0.5 ** _worth(state, signals.kl_source)
     nominal = _is_nominal(config, signals.kl_source)
@@ -163,7 +163,11 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     step = max(min(want, 0.0 if hold else _allowed(state, signals, rise)), -_FALL)
     factor = min(state.factor * math.exp(step), 1.0)
     budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
-    what = _said(kl, budget, signals.kl_lr is not None, step, factor)
+    what = f"kl {kl:.2g}{' of an earlier step' if signals.kl_lr is not None else ''} is {kl / budget:.2g} x the target"
+    if (off > 0.0) == (kl > budget) and signals.kl_lr is None:  # where this KL alone would have it go the other way
+        what += f" {budget:.2g} (smoothed {math.exp(-2.0 * off):.3g} x): {_went(step, factor)}"
+    else:
+        what += f" {budget:.2g}: {_went(step, factor)}"
     memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state), "target": target}
     if nominal:
         memory["nominal"] = 1
@@ -172,17 +176,13 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
 
 
-def _said(kl: float, budget: float, late: bool, step: float, factor: float) -> str:
-    """The reason of a step of ln(factor) to `factor`, after a KL that is on target at `budget`."""
-    what = f"kl {kl:.2g}{' of an earlier step' if late else ''} is {kl / budget:.2g} x the target {budget:.2g}"
+def _went(step: float, factor: float) -> str:
+    """In words, a step of ln(factor) to `factor`."""
     if factor == 1.0:
-        return f"{what}: at the peak"
+        return "at the peak"
     if abs(step) < _STILL:
-        return f"{what}: holding at {factor:.2g}"
-    up = step > 0.0
-    if up == (kl > budget) and not late:  # where this one alone would have it go the other way
-        what += f", the ones before were {'less' if up else 'more'}"
-    return f"{what}: {'rising' if up else 'backing off'} to {factor:.2g}"
+        return f"holding at {factor:.2g}"
+    return f"{'rising' if step > 0.0 else 'backing off'} to {factor:.2g}"
 
 
 def _allowed(state: State, signals: Signals, rise: float) -> float:
