@@ -124,17 +124,20 @@ def _gap(state: State) -> int:
     return int(state.law.get("silent", 0)) + 1
 
 
+def _weight(state: State, source: KLSource) -> int:
+    """How many steps a KL speaks for: of a probe those since it measured before, of many updates one for each eight."""
+    return _gap(state) if source in PROBES else max(updates_of(source) // _FEW, 1)
+
+
 def _worth(state: State, source: KLSource) -> int:
-    """How many steps' worth of good news a KL is: of a probe, the steps since it measured before.
+    """How many steps' worth of good news a KL is: as many as it speaks for.
 
     Where many clipped updates are made on one rollout, clipping ends the policy's way at a low lr, so that the KL
-    hardly grows with the lr until that is far higher, and good news by the square of the lr is too little. There, on
-    the way up, each eight updates count as a step, as long as no KL has exceeded its target: past that, believing good
-    news as soon as bad would keep the lr too high (`benchmarks/experiments/cartpole/`).
+    hardly grows with the lr until that is far higher, and good news by the square of the lr is too little. That holds on
+    the way up, as long as no KL has exceeded its target: past that, believing good news as soon as bad would keep the lr
+    too high (`benchmarks/experiments/cartpole/`).
     """
-    if source in PROBES:
-        return _gap(state)
-    return 1 if state.law.get("met") else max(updates_of(source) // _FEW, 1)
+    return 1 if state.law.get("met") else _weight(state, source)
 
 
 def _hold(config: Config, state: State, alarms: tuple[Alarm, ...]) -> str | None:
@@ -157,7 +160,7 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     ceiling = gain.factor_for(target)
     off = want = math.log(ceiling / state.factor)
     if abs(want) < _SMALL:
-        want *= 1.0 - 0.5 ** _worth(state, signals.kl_source)
+        want *= 1.0 - 0.5 ** _weight(state, signals.kl_source)
     nominal = _is_nominal(config, signals.kl_source)
     rise = math.log1p(1.0 / (config.warmup_steps * state.factor)) if nominal else config.rise
     step = max(min(want, 0.0 if hold else _allowed(state, signals, rise)), -_FALL)
