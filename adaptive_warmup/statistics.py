@@ -17,7 +17,6 @@ _SETTLED = 8  # observations before an estimate is believed
 _OUTLIER = 5.0  # a value further out than so many sd counts as so many sd
 
 _SLACK, _FAR = 0.5, 5.0  # sd that a value above zero is allowed, and beyond which it counts as no more
-_HEARD = 4  # values before the noise of a series is believed enough to add up
 _MOST = 18.0  # a sum goes no higher, so that it is forgotten within 36 steps at zero, and sooner below
 
 _BAD_NEWS, _GOOD_NEWS = 0.5, 0.15  # the share of a surprise that is believed at once
@@ -121,7 +120,7 @@ class Excess(NamedTuple):
         if not self.count:
             return Excess(0.0, x, 0.0, 1)
         total = self.total
-        if self.count >= _HEARD:
+        if self.count >= _SETTLED:
             total = min(max(total + self._z(x) - _SLACK, 0.0), _MOST)
         return Excess(total, x, _noise(self.variance, x - self.last, self.count), self.count + 1)
 

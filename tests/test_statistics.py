@@ -111,11 +111,11 @@ def summed(values: Iterable[float]) -> list[float]:
 
 
 def test_excess_adds_up_what_lies_above_zero_by_more_than_half_a_deviation() -> None:
-    """Differences of 2 have a variance of 2: after four values +1 counts as 1 / sqrt(2), less the slack of .5."""
-    values = [1.0, -1.0, 1.0, -1.0, 1.0]
-    assert summed(values) == pytest.approx([0.0] * 4 + [2**-0.5 - 0.5])
-    assert summed([-0.01, 0.01, -0.01, 0.01, 50.0])[-1] == 4.5  # however far: three such values at least
-    assert summed([0.5] * 12)[3:] == [0.0, 4.5, 9.0, 13.5, 18.0, 18.0, 18.0, 18.0, 18.0]  # of no noise the sign counts
+    """Differences of 2 have a variance of 2: after eight values +1 counts as 1 / sqrt(2), less the slack of .5."""
+    values = [1.0, -1.0] * 4 + [1.0]
+    assert summed(values) == pytest.approx([0.0] * 8 + [2**-0.5 - 0.5])
+    assert summed([-0.01, 0.01] * 4 + [50.0])[-1] == 4.5  # however far: three such values at least
+    assert summed([0.5] * 16)[7:] == [0.0, 4.5, 9.0, 13.5, 18.0, 18.0, 18.0, 18.0, 18.0]  # of no noise the sign counts
     assert summed([0.0] * 12 + [-0.5] * 12) == [0.0] * 24
 
 
@@ -124,7 +124,7 @@ def test_excess_of_noise_about_zero_is_rarely_large_and_forgotten_soon() -> None
     draws = random.Random(0)
     long = [max(summed(draws.gauss(0.0, 1.0) for _ in range(200))) > 12.0 for _ in range(500)]
     assert sum(long) <= 10
-    after = summed([5.0] * 10 + [draws.gauss(-1.0, 1.0) for _ in range(12)])
+    after = summed([5.0] * 14 + [draws.gauss(-1.0, 1.0) for _ in range(12)])
     assert max(after) == 18.0
     assert after[-1] < 12.0
 

@@ -65,14 +65,14 @@ def test_what_is_shown(tmp_path: Path) -> None:
 
 
 def test_alarms_are_shown_with_their_onset_and_a_kl_on_the_scale_of_its_source(tmp_path: Path) -> None:
-    path, regulator = tmp_path / "run.jsonl", Regulator(Config(10))
+    path, regulator = tmp_path / "run.jsonl", Regulator(Config(40))
     with DecisionLog(path, regulator.config) as log:
         for step in range(20):
             regulator.observe(kl=0.0, kl_source="in_loop", kl_reward=0.5 + 0.01 * (step % 2), loss=1.0)
             regulator.decide(lr_scale=0.5)
             log.write(regulator, lr=1e-3)
     text = screen(path, 100)
-    assert "kl_gaming since step 6: the KL reward pays the policy (+0.5 now" in text
+    assert "kl_gaming since step 10: the KL reward pays the policy (+0.5 now" in text
     assert re.search(r"KL reward +0\.51 +zero 0", text)
     assert screen(path, 100).count("Policy KL") == 0  # zero on a log axis: nothing to draw
 
