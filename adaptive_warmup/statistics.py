@@ -119,16 +119,15 @@ class Excess(NamedTuple):
         """Take in one value."""
         if not self.count:
             return Excess(0.0, x, 0.0, 1)
-        total = self.total
-        if self.count >= _SETTLED:
-            total = min(max(total + self._z(x) - _SLACK, 0.0), _MOST)
+        total = min(max(self.total + self._z(x) - _SLACK, 0.0), _MOST)
         return Excess(total, x, _noise(self.variance, x - self.last, self.count), self.count + 1)
 
     def _z(self, x: float) -> float:
-        """Of noise that is not known yet, or none, the sign alone counts."""
+        """Of noise that is known from few values, no more than half as many deviations; of none, the sign counts."""
+        most = min(_FAR, 0.5 * self.count)
         if self.variance <= 0.0:
-            return math.copysign(_FAR, x) if x else 0.0
-        return min(x / math.sqrt(self.variance), _FAR)
+            return math.copysign(most, x) if x else 0.0
+        return min(x / math.sqrt(self.variance), most)
 
 
 def _noise(variance: float, difference: float, count: int) -> float:

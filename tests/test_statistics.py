@@ -111,11 +111,11 @@ def summed(values: Iterable[float]) -> list[float]:
 
 
 def test_excess_adds_up_what_lies_above_zero_by_more_than_half_a_deviation() -> None:
-    """Differences of 2 have a variance of 2: after eight values +1 counts as 1 / sqrt(2), less the slack of .5."""
+    """Differences of 2 have a variance of 2, in which +1 is 1 / sqrt(2), less the slack of .5, and -1 more than all."""
     values = [1.0, -1.0] * 4 + [1.0]
-    assert summed(values) == pytest.approx([0.0] * 8 + [2**-0.5 - 0.5])
-    assert summed([-0.01, 0.01] * 4 + [50.0])[-1] == 4.5  # however far: three such values at least
-    assert summed([0.5] * 16)[7:] == [0.0, 4.5, 9.0, 13.5, 18.0, 18.0, 18.0, 18.0, 18.0]  # of no noise the sign counts
+    assert summed(values) == pytest.approx([0.0, 0.0] + [2**-0.5 - 0.5, 0.0] * 3 + [2**-0.5 - 0.5])
+    assert summed([-0.02, -0.01] * 5 + [50.0])[-1] == 4.5  # however far: three such values at least
+    assert summed([0.5] * 12) == [0.0, 0.0, 0.5, 1.5, 3.0, 5.0, 7.5, 10.5, 14.0, 18.0, 18.0, 18.0]  # half a sd a value
     assert summed([0.0] * 12 + [-0.5] * 12) == [0.0] * 24
 
 

@@ -72,7 +72,7 @@ def test_alarms_are_shown_with_their_onset_and_a_kl_on_the_scale_of_its_source(t
             regulator.decide(lr_scale=0.5)
             log.write(regulator, lr=1e-3)
     text = screen(path, 100)
-    assert "kl_gaming since step 10: the KL reward pays the policy (+0.5 now" in text
+    assert "kl_gaming since step 8: the KL reward pays the policy (+0.5 now" in text
     assert re.search(r"KL reward +0\.51 +zero 0", text)
     assert screen(path, 100).count("Policy KL") == 0  # zero on a log axis: nothing to draw
 
