@@ -133,9 +133,9 @@ def _worth(state: State, source: KLSource) -> int:
     """How many steps' worth of good news a KL is: as many as it speaks for.
 
     Where many clipped updates are made on one rollout, clipping ends the policy's way at a low lr, so that the KL
-    hardly grows with the lr until that is far higher, and good news by the square of the lr is too little. That holds on
-    the way up, as long as no KL has exceeded its target: past that, believing good news as soon as bad would keep the lr
-    too high (`benchmarks/experiments/cartpole/`).
+    hardly grows with the lr until that is far higher, and good news by the square of the lr is too little. That holds
+    on the way up, as long as no KL has exceeded its target: past that, believing good news as soon as bad would keep
+    the lr too high (`benchmarks/experiments/cartpole/`).
     """
     return 1 if state.law.get("met") else _weight(state, source)
 
