@@ -12,7 +12,7 @@ was taken on them. Fed through the controller again, the signals give the same d
 - `step` and `metrics` alone: further numbers on a step that was logged.
 - `continued_in`: the file, beside this one, in which the log goes on.
 
-Floats that decisions depend on are written in full, the lr with 7 digits, the rest with 4.
+Floats that decisions depend on are written in full, the lr with 7 digits, the ceiling with 3, the rest with 4.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class DecisionLog:
         line: dict[str, Any] = {"next": decision.factor, "phase": decision.phase, "reasons": decision.reasons}
         at_ceiling = decision.phase == "at_ceiling" and decision.ceiling == decision.factor
         if decision.ceiling is not None and not at_ceiling:
-            line["ceiling"] = _short(decision.ceiling, 4)
+            line["ceiling"] = _short(decision.ceiling, 3)
         if decision.phase == "warmup" and decision.expected_end:
             line["ends"] = decision.expected_end
         alarms = [alarm[: 1 if alarm.name in self._alarms else 2] for alarm in decision.alarms]

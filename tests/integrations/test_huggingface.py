@@ -83,7 +83,7 @@ def test_the_schedule_lies_on_top_of_the_ceiling(tmp_path: Path, schedule: str) 
             warmup.observe(kl=0.01 * (record.lrs[-1] / (0.5 * PEAK)) ** 2)
 
     trainer(tmp_path, [record, Decaying(), warmup], **arguments(schedule)).train()
-    assert [used / lr for used, lr in zip(record.lrs, lrs, strict=True)][-6:] == pytest.approx([0.5] * 6)
+    assert [used / lr for used, lr in zip(record.lrs, lrs, strict=True)][-6:] == pytest.approx([0.5] * 6, rel=0.02)
 
 
 def test_a_safe_kl_shortens_the_warmup_and_never_exceeds_the_schedule(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_the_trainers_warmup_is_replaced_and_not_doubled(
 ) -> None:
     warmup = AdaptiveWarmupCallback(min_target_kl=0.01)
     record = Record(warmup)
-    plants = [Plant(record, warmup, bears=PEAK)] if signals else []
+    plants = [Plant(record, warmup, bears=4 * PEAK)] if signals else []
     with caplog.at_level(logging.INFO, "adaptive_warmup"):
         trainer(tmp_path, [record, *plants, warmup], max_steps=20, warmup_steps=theirs).train()
     assert "nominal warmup 4 steps (the Trainer's warmup_steps); replaces the Trainer's ramp of 4 steps" in caplog.text

@@ -153,7 +153,7 @@ def test_a_host_that_reports_a_kl_of_its_own_needs_none(tmp_path: Path, caplog: 
     assert {s.kl_source for s in record.signals if s} == {"post_update"}
     assert probe.off
     assert caplog.text.count("the policy probe is off: the host reports a post-update KL of its own") == 1
-    assert record.lrs[-1] == pytest.approx(0.3 * PEAK)
+    assert record.lrs[-1] == pytest.approx(0.3 * PEAK, rel=0.02)
 
 
 def test_after_handing_over_nothing_is_measured_any_more(tmp_path: Path) -> None:
