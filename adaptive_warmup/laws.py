@@ -166,11 +166,10 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     step = max(min(want, 0.0 if hold else _allowed(state, signals, rise)), -_FALL)
     factor = min(state.factor * math.exp(step), 1.0)
     budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
-    what = f"kl {kl:.2g}{' of an earlier step' if signals.kl_lr is not None else ''} is {kl / budget:.2g} x the target"
-    if (off > 0.0) == (kl > budget) and signals.kl_lr is None:  # where this KL alone would have it go the other way
-        what += f" {budget:.2g} (smoothed {math.exp(-2.0 * off):.3g} x): {_went(step, factor)}"
-    else:
-        what += f" {budget:.2g}: {_went(step, factor)}"
+    late = " of an earlier step" if signals.kl_lr is not None else ""
+    other = not late and (off > 0.0) == (kl > budget)  # this KL alone would have it go the other way
+    smoothed = f" (smoothed {math.exp(-2.0 * off):.3g} x)" if other else ""
+    what = f"kl {kl:.2g}{late} is {kl / budget:.2g} x the target {budget:.2g}{smoothed}: {_went(step, factor)}"
     memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state), "target": target}
     if nominal:
         memory["nominal"] = 1
