@@ -14,8 +14,8 @@ ray = pytest.importorskip("ray", reason="the extra `bench` has it: joblib's back
 
 
 def test_slices_run_on_ray_as_they_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = {"steps": 2, "peaks": (1e-3, 1e-2), "progress": False}
-    parts = [Slice("chain_sum", arm, (0, 1)) for arm in ("ours", "ratio 0.1")]
+    size = {"steps": 2, "progress": False}
+    parts = [Slice("chain_sum", arm, (0, 1), peaks=(1e-3, 1e-2)) for arm in ("ours", "ratio 0.1")]
     expected = [runner.run(part, **size) for part in parts]
     with monkeypatch.context() as patch:
         patch.setattr(runner, "run", None)  # this process runs none of them

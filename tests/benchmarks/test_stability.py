@@ -11,14 +11,15 @@ import torch
 
 from benchmarks.experiments.stability.arms import ARMS
 from benchmarks.experiments.stability.driver import Plan
+from benchmarks.experiments.stability.edge import edge_table
 from benchmarks.experiments.stability.engine import Runs
 from benchmarks.experiments.stability.measures import improvement, iqm, outcome, wilson
 from benchmarks.experiments.stability.network import Shape, hidden, initial, logits, stack
 from benchmarks.experiments.stability.references import references, shape_of
 from benchmarks.experiments.stability.rollout import Sampler
 from benchmarks.experiments.stability.run import keep, run
-from benchmarks.experiments.stability.sweep import Slice
-from benchmarks.experiments.stability.table import load
+from benchmarks.experiments.stability.sweep import AROUND_EDGE, Slice, around_edge
+from benchmarks.experiments.stability.table import Run, Table, load
 from benchmarks.experiments.stability.worlds import EOS, World, scorer, world
 
 
@@ -202,14 +203,35 @@ def test_each_run_has_its_own_coefficient_and_clipping() -> None:
 
 
 def test_a_slice_is_kept_and_read_back(tmp_path: Path) -> None:
-    part = Slice("chain_sum", "ours", (0, 1))
-    keep(part, run(part, steps=45, peaks=(1e-3, 1e-1), progress=False), tmp_path)
+    part = Slice("chain_sum", "ours", (0, 1), peaks=(1e-3, 1e-1))
+    keep(part, run(part, steps=45, progress=False), tmp_path)
     table = load(tmp_path)
     assert len(table.runs) == 4
     kept = table.cell("chain_sum", "ours", 1e-1)
     assert [run_.seed for run_ in kept] == [0, 1]
     assert all(run_.rates.max() < 0.05 for run_ in kept)  # lr .1 is far past what a run bears
     assert 0 < kept[0].outcome.area < 1
+
+
+def test_further_runs_lie_around_the_edge_that_the_grid_has_shown() -> None:
+    table = load()
+    for task, (below, at) in AROUND_EDGE.items():
+        peaks = table.peaks(task)
+        assert (below, at) == (peaks[peaks.index(at) - 1], table.edge(task))
+    parts = list(around_edge(("chain_sum", "search_leak"), ("ours",)))
+    assert [(part.task, part.seeds, part.peaks) for part in parts] == [("chain_sum", tuple(range(8, 16)), (3e-4, 1e-3))]
+
+
+def test_the_table_around_the_edge_adds_the_grids_seeds() -> None:
+    def made(seed: int, peak: float, collapsed: bool) -> Run:
+        scores = np.r_[np.ones(30), np.full(30, 0.0 if collapsed else 1.0)]
+        found = outcome(scores, np.zeros(60), 1.0, started=1.0)
+        return Run("chain_sum", "ours", 1, peak, seed, found, scores, scores, scores)
+
+    grid = Table([made(0, 3e-4, False), made(0, 1e-3, True), made(0, 3e-2, True)])
+    rows = edge_table(grid, Table([made(8, 3e-4, False), made(8, 1e-3, False)])).splitlines()
+    assert rows[-1].startswith("| ours | ")
+    assert "| 1.000 | 0.750 (1/2) | 1/4 |" in rows[-1]
 
 
 def test_outcomes_by_hand() -> None:

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.experiments.stability import profiles
 from benchmarks.experiments.stability.claims import SOUND, claims
+from benchmarks.experiments.stability.edge import edge_table
 from benchmarks.experiments.stability.measures import iqm
-from benchmarks.experiments.stability.table import Table, load
+from benchmarks.experiments.stability.table import EDGE, Table, load
 from benchmarks.rebuilding import RESULTS, ROOT, Claim, between, drawing, markdown, summary_file, svg, write
 
 SUMMARY = RESULTS / "stability" / "summary.json"
@@ -103,8 +104,9 @@ def rebuilt() -> dict[Path, str]:
     """Every file that follows from the runs, with the text that it should have."""
     table = load()
     found, study = claims(table), STUDY.read_text(encoding="utf-8")
-    parts = ("arms", profiles.summary(table)), ("tables", tables(table)), ("claims", claims_table(found))
-    for name, text in parts:
+    parts = {"arms": profiles.summary(table), "tables": tables(table), "claims": claims_table(found)}
+    parts["edge"] = edge_table(table, load(EDGE))
+    for name, text in parts.items():
         study = between(study, f"<!-- {name} -->\n", f"<!-- end of {name} -->", text)
     drawn = profiles.figure(table, DRAWN, COLOURS, DASHES)
     figures = {DOCS / "study" / "areas.svg": figure(table), DOCS / "study" / "profiles.svg": drawn}

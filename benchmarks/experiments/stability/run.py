@@ -28,27 +28,25 @@ from benchmarks.experiments.stability.references import references, shape_of
 from benchmarks.experiments.stability.sweep import (
     CORE,
     HELD_OUT_TASKS,
-    PEAKS,
     REPORTING,
     STEPS,
     TUNING,
     TUNING_TASKS,
     VARIANTS,
     Slice,
+    around_edge,
     slices,
 )
+from benchmarks.experiments.stability.table import EDGE, RUNS
 from benchmarks.experiments.stability.worlds import world
 
-RESULTS = Path(__file__).parents[2] / "results" / "stability" / "runs"
 KEPT = ("task_reward", "kl", "kl_reward", "grad_norm", "reference_kl")
 
 
-def run(
-    part: Slice, steps: int = STEPS, peaks: Sequence[float] = PEAKS, progress: bool = True, device: str = "cpu"
-) -> dict[str, object]:
+def run(part: Slice, steps: int = STEPS, progress: bool = True, device: str = "cpu") -> dict[str, object]:
     """All runs of a slice, one for each peak lr and seed; arrays (runs, steps) and what tells the runs apart."""
     torch.set_num_threads(1)
-    pairs = [(peak, seed) for peak in peaks for seed in part.seeds]
+    pairs = [(peak, seed) for peak in part.peaks for seed in part.seeds]
     made, starts = world(part.task), references(part.task)
     beginnings, seeds = [starts[seed % len(starts)] for _, seed in pairs], [seed for _, seed in pairs]
     optimizer = OPTIMIZERS.get(part.arm, torch.optim.AdamW)
@@ -120,25 +118,28 @@ def _do(part: Slice, folder: Path, until: float, size: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tasks = (*TUNING_TASKS, *HELD_OUT_TASKS, *VARIANTS)
-    parser.add_argument("--tasks", nargs="+", default=tasks, choices=tasks, metavar="TASK", help=", ".join(tasks))
+    known = (*TUNING_TASKS, *HELD_OUT_TASKS, *VARIANTS)
+    parser.add_argument("--tasks", nargs="+", default=known, choices=known, metavar="TASK", help=", ".join(known))
     parser.add_argument("--arms", nargs="+", default=CORE, choices=ARMS, metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--epochs", type=int, default=1, help="PPO epochs in each RL step")
     parser.add_argument("--seeds", type=int, default=len(REPORTING), help="how many of the reporting seeds")
     parser.add_argument("--tuning", action="store_true", help="the tuning seeds instead, tuning tasks only")
+    parser.add_argument("--edge", action="store_true", help="seeds 8 to 15 at the two peaks around the edge")
     parser.add_argument("--jobs", type=int, default=1, help="slices at once")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no slice after so many minutes")
     parser.add_argument("--backend", default="loky", choices=("loky", "ray"), help="where joblib runs the slices")
     parser.add_argument("--device", default="cpu", help="torch's name of it, such as cuda; not yet run on any but cpu")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to keep the runs in")
+    parser.add_argument("--results", type=Path, help="folder to keep the runs in, if not that of the study's results")
     args = parser.parse_args(argv)
     if args.backend == "ray" and args.jobs == 1:  # joblib hands nothing to a backend for one job
         parser.error("--backend ray --jobs 1 would run here: give --jobs 2 or more, -1 for all CPUs of the cluster")
     seeds = TUNING if args.tuning else range(args.seeds)
     if args.tuning and set(args.tasks) - set(TUNING_TASKS):
         args.tasks = TUNING_TASKS
-    parts = slices(tuple(args.tasks), tuple(args.arms), seeds, args.epochs)
-    sweep(parts, args.results, args.backend, args.jobs, time.time() + 60 * args.minutes, device=args.device)
+    tasks, arms = tuple(args.tasks), tuple(args.arms)
+    parts = around_edge(tasks, arms) if args.edge else slices(tasks, arms, seeds, args.epochs)
+    folder = args.results or (EDGE if args.edge else RUNS)
+    sweep(parts, folder, args.backend, args.jobs, time.time() + 60 * args.minutes, device=args.device)
 
 
 if __name__ == "__main__":

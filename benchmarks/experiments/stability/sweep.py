@@ -16,17 +16,28 @@ TUNING_TASKS = ("search", "number_sorting")
 HELD_OUT_TASKS = ("spell_backward", "chain_sum")  # written down before their first run; nothing is chosen on them
 VARIANTS = ("search_leak", "sorting_barred")  # in which tokens count that the policy did not sample
 
+# Eight more seeds at the two peaks around each task's edge, one epoch; kept apart from the grid's, where all cells have
+# as many.
+AROUND_EDGE = {
+    "search": (1e-3, 3e-3),
+    "number_sorting": (3e-4, 1e-3),
+    "spell_backward": (3e-3, 1e-2),
+    "chain_sum": (3e-4, 1e-3),
+}
+MORE = range(8, 16)
+
 CORE = ("ours", "ratio 0", "ratio 0.285", "ratio 0.95", "rsl_rl", "KLAdaptiveLR", "ratio 0.03", "ratio 0.1")
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Runs that share a task, an arm and the number of PPO epochs."""
+    """Runs that share a task, an arm and the number of PPO epochs: one for each of the peaks and seeds."""
 
     task: str
     arm: str
     seeds: tuple[int, ...]
     epochs: int = 1
+    peaks: tuple[float, ...] = PEAKS
 
     @property
     def name(self) -> str:
@@ -41,3 +52,11 @@ def slices(tasks: tuple[str, ...], arms: tuple[str, ...], seeds: range, epochs: 
         for task in tasks:
             for arm in arms:
                 yield Slice(task, arm, tuple(range(first, min(first + BLOCK, seeds.stop))), epochs)
+
+
+def around_edge(tasks: tuple[str, ...], arms: tuple[str, ...]) -> Iterator[Slice]:
+    """The further runs."""
+    for arm in arms:
+        for task in tasks:
+            if task in AROUND_EDGE:
+                yield Slice(task, arm, tuple(MORE), peaks=AROUND_EDGE[task])

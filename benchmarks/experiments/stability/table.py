@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.experiments.stability.measures import Outcome, outcome
 
 RUNS = Path(__file__).parents[2] / "results" / "stability" / "runs"
+EDGE = RUNS.parent / "edge"  # further runs around the edge
 
 
 @dataclass(frozen=True, eq=False)
