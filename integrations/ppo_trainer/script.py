@@ -83,6 +83,10 @@ def _options(argv: Sequence[str]) -> tuple[RunArguments, PPOConfig]:
         known = {action.dest for action in parser._actions}
         if unknown := sorted(map(str, found.keys() - known)):
             raise ValueError(f"{path} has {', '.join(unknown)}, no option of `adaptive-warmup train --help`")
+        choices = {action.dest: action.choices for action in parser._actions if action.choices}
+        for name, value in found.items():
+            if name in choices and value not in choices[name]:
+                raise ValueError(f"{path} has {name}: {value}, which is none of {', '.join(map(str, choices[name]))}")
         parser.set_defaults(**found)
     run, args, rest = parser.parse_args_into_dataclasses(
         args=list(argv), return_remaining_strings=True, look_for_args_file=False
