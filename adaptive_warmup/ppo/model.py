@@ -97,7 +97,9 @@ def check_apart(policy: nn.Module, reference: object = None, critic: object = No
     if not trained:
         raise ValueError("the policy has no parameter to train: all have requires_grad=False")
     if trained & frozen:
-        raise ValueError("the reference shares parameters with the policy, which would freeze them: give a copy")
+        raise ValueError(
+            "the reference shares parameters with the policy, which would freeze them: give copy.deepcopy(policy)"
+        )
     if own & (trained | frozen):
         whose = "policy" if own & trained else "reference"
         raise ValueError(
