@@ -13,6 +13,7 @@ _PAID = 12.0  # sd by which a KL reward has added up above zero where it pays
 _LONG = 16  # steps over which trends are tested
 _DROP = 4.0  # standard errors below its best at which the score has dropped, half as many until it is back ...
 _LOST = 0.1  # ... if this share of what had been gained is lost: a steady score's small waves are no drop
+_NOTHING = 1e-4  # a KL reward that is less of the task reward, or of its noise, pays nobody
 _RARE = 0.001  # chance of a false alarm where both trends are pure noise
 _HUGE = 1e100
 _DECISIVE = ("kl", "task_reward", "grad_norm", "loss")
@@ -27,7 +28,11 @@ class Alarm(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """What the alarms remember of the run. `drop_steps` counts the steps that the present score drop has lasted."""
+    """What the alarms remember of the run.
+
+    `drop_steps` counts the task rewards that have been reported since the present score drop set in, `unheard` the
+    steps since the last one was.
+    """
 
     reward: Level = Level()
     grad_norm: LogScale = LogScale()
@@ -36,6 +41,7 @@ class Watch(NamedTuple):
     grad_z: float = 0.0
     drop_steps: int = 0
     paid: Excess = Excess()
+    unheard: int = 0
 
 
 def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
@@ -48,21 +54,36 @@ def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
         grad_z = grad_norm.z(signals.grad_norm)
         grad_norm = grad_norm.update(signals.grad_norm)
     if is_finite(signals.kl_reward):
-        paid = paid.update(signals.kl_reward)
-        kl_rewards = (*kl_rewards, signals.kl_reward)[-_LONG:]
+        kl_reward = _counted(signals.kl_reward, reward)
+        paid = paid.update(kl_reward)
+        kl_rewards = (*kl_rewards, kl_reward)[-_LONG:]
         if is_finite(signals.task_reward):  # trends are compared only over the same steps
             rewards = (*rewards, signals.task_reward)[-_LONG:]
-    dropped = reward.lost > _LOST and reward.drop > (_DROP if not memory.drop_steps else 0.5 * _DROP)
-    after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, memory.drop_steps + 1 if dropped else 0, paid)
+    drop_steps, unheard = _dropped(memory, reward, is_finite(signals.task_reward))
+    after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, drop_steps, paid, unheard)
     found = (_non_finite(signals), _gaming(after) if signals.kl_reward is not None else None, _drop(after))
     return after, tuple(filter(None, found))
+
+
+def _dropped(memory: Watch, reward: Level, reported: bool) -> tuple[int, int]:
+    """`drop_steps` and `unheard` now. A drop is judged on what is reported; long after the last report it is over."""
+    if not reported:
+        return (memory.drop_steps if memory.unheard < _LONG else 0), memory.unheard + 1
+    dropped = reward.lost > _LOST and reward.drop > (_DROP if not memory.drop_steps else 0.5 * _DROP)
+    return (memory.drop_steps + 1 if dropped else 0), 0
+
+
+def _counted(kl_reward: float, reward: Level) -> float:
+    """The KL reward; 0 where it is next to nothing beside the task reward, so that nobody could live by it."""
+    size = max(abs(reward.level), math.sqrt(reward.variance)) if reward.count else 0.0
+    return kl_reward if abs(kl_reward) >= _NOTHING * size else 0.0
 
 
 def drop_bound(reward: Level) -> float:
     """The level of the task reward below which a score drop is rung; NaN until the run's own noise is known."""
     if not reward.settled:
         return math.nan
-    return reward.best - max(_DROP * reward.error, _LOST * (reward.best - reward.low))
+    return reward.best - max(_DROP * reward.error, _LOST * reward.gained)
 
 
 def is_finite(x: float | None) -> TypeGuard[float]:

@@ -21,7 +21,7 @@ from adaptive_warmup.signals import KLSource, Signals
 from adaptive_warmup.statistics import Excess, Level, LogScale
 
 Phase = Literal["warmup", "holding", "backing_off", "at_ceiling", "done"]
-VERSION = 3
+VERSION = 4
 _EARLY, _LATE = 0.25, 0.1  # the KL target is whole over such a share of the nominal warmup, and falls to such a share
 
 
@@ -101,8 +101,11 @@ class Config:
 
     @cached_property
     def rise(self) -> float:
-        """Most that ln(factor) rises in a measured step: the ramp from 1 / warmup_steps then takes `shortest` steps."""
-        return math.log(self.warmup_steps) / max(self.shortest - 1, 1)
+        """Most that ln(factor) rises in a measured step: the ramp from 1 / warmup_steps then takes `shortest` steps.
+
+        Without a warmup it is for what was cut to come back by.
+        """
+        return math.log(max(self.warmup_steps, 2)) / max(self.shortest - 1, 1)
 
     def target_at(self, step: int, source: KLSource = "post_update", lr_scale: float = 1.0) -> float:
         """The KL target of update number `step`: post-update k3, nats per token, at the peak of the schedule.

@@ -73,8 +73,9 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
         gain = _gain(state).update(kl / kl_scale(signals.kl_source), lr, _worth(state, signals.kl_source))
         move = _toward(config, state, gain, kl, signals, hold)
     else:
-        move = _unmeasured(config, state, watch, hold)
-    if watch.drop_steps == 1 or (watch.drop_steps % _CUT_EVERY == 1 and not move.memory.get("count")):
+        move = _still(state, hold) if _stands(state, signals) else _unmeasured(config, state, watch, hold)
+    again = watch.drop_steps % _CUT_EVERY == 1 and not move.memory.get("count")
+    if is_finite(signals.task_reward) and (watch.drop_steps == 1 or again):
         return _cut_back(config, move, _named(alarms, "score_drop").message, anew=watch.drop_steps == 1)
     return move
 
@@ -216,6 +217,22 @@ def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) ->
     return move._replace(reasons=(hold,), held=True) if hold else move
 
 
+def _stands(state: State, signals: Signals) -> bool:
+    """Whether a KL that is reported says that nothing was updated: it is 0, or the lr is, where neither was before.
+
+    Such a step uses up neither the warmup nor what is known. A KL that was never anything but 0 says nothing at all.
+    """
+    if not is_finite(signals.kl) or signals.kl < 0.0 or not state.law.get("count"):
+        return False
+    return signals.kl <= _NO_MEASUREMENT or signals.lr_scale <= _NO_UPDATE
+
+
+def _still(state: State, hold: str | None) -> Move:
+    ceiling = _gain(state).factor_for(state.law["target"]) if state.law.get("count") else None
+    why = hold or f"no update: holding at {state.factor:.2g}"
+    return Move(state.factor, state.law, (why,), ceiling, held=True, clock=state.clock)
+
+
 def _fade(config: Config, memory: dict[str, float], watch: Watch) -> None:
     """A drop that is over is made good at a doubling a nominal warmup, so that a false alarm costs no more."""
     if "borne" in memory and not watch.drop_steps:
@@ -226,7 +243,7 @@ def _fade(config: Config, memory: dict[str, float], watch: Watch) -> None:
 
 def _exponent(config: Config) -> float:
     """Rise of ln(factor) in a step of the exponential ramp, which is as long as the linear one."""
-    return math.log(config.warmup_steps) / max(config.warmup_steps - 1, 1)
+    return math.log(max(config.warmup_steps, 2)) / max(config.warmup_steps - 1, 1)
 
 
 def _nominal(config: Config, state: State, memory: Mapping[str, float], pace: float, ceiling: float | None) -> Move:

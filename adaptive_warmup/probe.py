@@ -29,13 +29,13 @@ class PolicyProbe:
             model(**batch).loss.backward()
             probe.before(model, fixed)  # anywhere between the last update and this one; here it costs least memory
             optimizer.step()
-            scheduler.observe(kl=probe.after(model), kl_source="probe")
+            scheduler.observe(kl=probe.after(model), kl_source="training_probe")
             scheduler.step()
 
-    Call both at every update: most calls do nothing, and `after` gives None. In reinforcement learning the batch must
-    be of the current rollout, with labels of -100 but for the tokens that the policy sampled. Elsewhere a few fixed
-    training sequences will do, and a run bears more: `AdaptiveWarmup(..., target_kl=0.03)`. A step of several updates
-    (mini-batches) has one `before` and one `after`.
+    Call both at every update: most calls do nothing, and `after` gives None. So in fine-tuning, where a few fixed
+    training sequences will do: a run bears three times as much there, and its way up is never quicker than the nominal
+    warmup. In reinforcement learning say `kl_source="probe"`, with a batch of the current rollout whose labels are -100
+    but for the tokens that the policy sampled. A step of several updates has one `before` and one `after`.
 
     Cost: two forwards without gradient a measurement, and `max_cost` of the training's work at most, counted in tokens
     that go through the model: an update costs three forwards for each of its tokens (of adapters, of which only a few

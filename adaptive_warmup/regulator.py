@@ -21,6 +21,7 @@ from adaptive_warmup.signals import NAMES, Signals, check_name, check_source
 
 _log = logging.getLogger("adaptive_warmup")
 _KNOWN = frozenset(NAMES)
+_WHOLE = 0.9  # of its lr: a step whose updates had as much in the mean is not a cut one
 REACH = 64  # steps back that a late KL may be of
 
 
@@ -100,9 +101,10 @@ class Regulator:
             lr_scale: multiplier of the user's own schedule during the step just done.
         """
         read = _read(self._waiting)
-        cut, timely = bool(self._cuts) and min(self._cuts) < 1.0, "kl" in read and "kl_lr" not in read
+        cut = bool(self._cuts) and sum(self._cuts) < _WHOLE * len(self._cuts)
+        timely = "kl" in read and "kl_lr" not in read
         if cut and timely and is_finite(read["kl"]):
-            del read["kl"]  # of an update at a cut lr, it says nothing of the run's gain
+            del read["kl"]  # of updates at a cut lr, it says nothing of the run's gain
         told = cut or timely or not laws.measurable(lr_scale)
         self._lrs.append(0.0 if told else self.state.factor * lr_scale)
         self.signals = Signals(lr_scale=lr_scale, **read)

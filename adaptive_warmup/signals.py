@@ -60,7 +60,7 @@ class Signals(NamedTuple):
 
 
 # What each way of measuring reads where the post-update k3 reads 1. `in_loop` is blind to the last mini-batch's update
-# and so reads 3 to 38 times too low, see `in_loop_scale`; `clip_fraction` at clip range 0.2. `training_probe`
+# and so reads 3 to 100 times too low, see `in_loop_scale`; `clip_fraction` at clip range 0.2. `training_probe`
 # reads the same as `probe`, but the run bears more of it: see `integrations/probing.py`.
 KL_SCALE: dict[KLSource, float] = {
     "post_update": 1.0,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 _LEVEL = 0.25  # smoothing of a level: remembers about 7 steps
 _NOISE = 0.1  # smoothing of its noise: about 20 steps
 _FORGET = 0.01  # the best of a run fades over about 100 steps, so that a task that grows harder is no drop for ever
+_SIZE = 0.01  # of a level: gains below this are no scale to measure losses by
 _SETTLED = 8  # observations before an estimate is believed
 _OUTLIER = 5.0  # a value further out than so many sd counts as so many sd
 
@@ -53,7 +54,8 @@ class Gain(NamedTuple):
 class Level(NamedTuple):
     """The level of a noisy series, its best so far, and how far below the best it is in units of its own noise.
 
-    The noise comes from successive differences (von Neumann 1941), so a trend does not count as noise.
+    The noise comes from successive differences (von Neumann 1941), so a trend does not count as noise. `noise` is that
+    of when the best was reached: so of a series that is nearly always 0 a single success is known for one.
     """
 
     level: float = 0.0
@@ -62,6 +64,7 @@ class Level(NamedTuple):
     last: float = 0.0
     variance: float = 0.0
     count: int = 0  # type: ignore[assignment]  # a tuple's method of that name is not missed
+    noise: float = 0.0
 
     def update(self, x: float) -> Level:
         """Take in one value; one far outside the noise counts as one just outside."""
@@ -73,14 +76,20 @@ class Level(NamedTuple):
         variance = _noise(self.variance, x - self.last, self.count)
         level = self.level + max(_LEVEL, 1.0 / (self.count + 1)) * (x - self.level)
         if self.count < _SETTLED:
-            return Level(level, level, level, x, variance, self.count + 1)
+            return Level(level, level, level, x, variance, self.count + 1, variance)
         best = max(level, self.best - _FORGET * (self.best - level))
-        return Level(level, best, min(level, self.low), x, variance, self.count + 1)
+        noise = variance if best == level else self.noise
+        return Level(level, best, min(level, self.low), x, variance, self.count + 1, noise)
+
+    @property
+    def gained(self) -> float:
+        """How far the best is above the lowest level so far; a hundredth of their size at least."""
+        return max(self.best - self.low, _SIZE * max(abs(self.best), abs(self.low)))
 
     @property
     def lost(self) -> float:
         """The share that is lost of what had been gained: 0 at the best, 1 at the lowest level so far."""
-        gained = self.best - self.low
+        gained = self.gained
         return (self.best - self.level) / gained if gained > 0.0 else 0.0
 
     @property
@@ -93,8 +102,8 @@ class Level(NamedTuple):
 
     @property
     def error(self) -> float:
-        """The standard error of the difference between two levels, by the noise."""
-        return math.sqrt(2.0 * self.variance * _LEVEL / (2.0 - _LEVEL))
+        """The standard error of the difference between two levels, by the noise now, or then if it was the greater."""
+        return math.sqrt((self.variance + max(self.noise, self.variance)) * _LEVEL / (2.0 - _LEVEL))
 
     @property
     def settled(self) -> bool:
@@ -160,7 +169,7 @@ class LogScale(NamedTuple):
 
     def at(self, z: float) -> float:
         """The value that is `z` standard deviations of the log out; NaN until settled."""
-        return math.exp(self.mean + z * self._sd) if self.count >= _SETTLED else math.nan
+        return math.exp(min(self.mean + z * self._sd, 700.0)) if self.count >= _SETTLED else math.nan
 
     @property
     def _sd(self) -> float:

@@ -96,3 +96,33 @@ def test_a_drop_rings_first_where_the_level_passes_its_bound() -> None:
             assert bool(alarms) == (memory.reward.level < drop_bound(memory.reward))
             rung += bool(alarms)
     assert rung == 1
+
+
+def test_a_change_that_is_next_to_nothing_is_no_drop_and_a_new_level_is_taken_in_the_end() -> None:
+    """By one rounding of float32; and by a tenth, of a score without any noise: over when the best has faded to it."""
+    assert ring([Signals(task_reward=r) for r in [1.0] * 40 + [0.99999994] * 2000]) == []
+    lower = [Signals(task_reward=r) for r in [1.0] * 40 + [0.9] * 500]
+    assert ring(lower) == [(42, "score_drop")]
+    memory = Watch()
+    for signals in lower:
+        memory, alarms = watch(memory, signals)
+    assert not alarms  # .1 * .99^460 is a thousandth of the score
+
+
+def test_a_rare_success_is_no_level_to_drop_from() -> None:
+    """64 answers a step of which one in 2,000, 500 or 100 is right, for good: 20 runs of 300 steps each."""
+    for rate, most in [(0.0005, 3), (0.002, 5), (0.01, 8)]:
+        runs = 0
+        for seed in range(20):
+            draws = random.Random(seed)
+            scores = [sum(draws.random() < rate for _ in range(64)) / 64 for _ in range(300)]
+            runs += bool(ring([Signals(task_reward=score) for score in scores]))
+        assert runs <= most
+
+
+def test_a_kl_reward_that_is_next_to_nothing_pays_nobody() -> None:
+    """Beside a task reward of .5, income of 1e-9 is rounding; the same income is a finding where nothing else pays."""
+    draws = random.Random(0)
+    tiny = [Signals(kl_reward=1e-9, task_reward=draws.gauss(0.5, 0.1)) for _ in range(100)]
+    assert ring(tiny) == []
+    assert [name for _, name in ring([Signals(kl_reward=1e-9) for _ in range(100)])] == ["kl_gaming"]

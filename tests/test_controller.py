@@ -350,3 +350,38 @@ def test_numbers_of_numpy_become_pythons() -> None:
 def test_importing_the_controller_imports_no_torch() -> None:
     code = "import adaptive_warmup.controller, adaptive_warmup.regulator, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_a_warmup_what_was_cut_comes_back() -> None:
+    high = [Signals(kl=0.1)] * 3  # ten times the target: the factor falls
+    held = decide(Config(1), [*high, *[Signals(kl=1e-6)] * 100])
+    assert min(d.factor for d in held) < 0.5
+    assert held[-1].factor == 1.0
+    scores = [0.8] * 20 + [0.2] * 4 + [0.8] * 100
+    blind = decide(Config(1), [Signals(task_reward=s + 0.01 * (-1) ** i) for i, s in enumerate(scores)])
+    assert min(d.factor for d in blind) <= 0.5
+    assert blind[-1].factor == 1.0
+
+
+def test_a_drop_is_cut_for_on_what_is_reported_and_over_when_nothing_is() -> None:
+    """One cut to a half where it shows; the silence after it is no further drop, and after 16 steps none at all."""
+    scores = [0.8 + 0.01 * (-1) ** i for i in range(30)]
+    falling = decide(Config(20), [Signals(task_reward=s) for s in [*scores, *[0.2] * 3]])
+    cuts = [b.factor / a.factor for a, b in itertools.pairwise(falling)][-3:]
+    silent = decide(Config(20), [*(Signals(task_reward=s) for s in [*scores, *[0.2] * 3]), *[Signals()] * 60])
+    after = silent[len(falling) :]
+    assert sorted(cuts)[0] == pytest.approx(0.5, rel=0.01)
+    assert min(d.factor for d in after) == falling[-1].factor
+    assert [bool(d.alarms) for d in after] == [True] * 16 + [False] * 44
+
+
+@pytest.mark.parametrize("lr_scale", [1.0, 0.0])
+def test_steps_without_an_update_use_up_neither_the_warmup_nor_the_ceiling(lr_scale: float) -> None:
+    """KL = 0 where it was not before: skipped updates, or a schedule that is at zero for a while."""
+    stream = [Signals(kl=0.04 * (1 / 20) ** 2 * 100), *[Signals(kl=0.0, lr_scale=lr_scale)] * 100]
+    found = decide(Config(20), stream)
+    assert {d.factor for d in found} == {found[0].factor}
+    assert found[0].ceiling == found[-1].ceiling is not None
+    assert "no update" in found[-1].reasons[0]
+    constant = decide(Config(20), [Signals(kl=0.0)] * 30)  # one that was never anything else says nothing
+    assert constant[-1].factor == 1.0

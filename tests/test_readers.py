@@ -486,11 +486,12 @@ def test_without_steps_lines_are_counted(tmp_path: Path) -> None:
     [
         ("a.log", "", "is empty"),
         ("a.txt", "Dear diary,\ntoday I trained nothing.\n", "no format that is known"),
-        ("a.csv", "step,weather\n1,fair\n", r"no key that serves among weather\. Say which is what"),
+        ("a.csv", "step,weather\n1,fair\n", r"none of its keys is known: weather\. Say which is what"),
         ("a.csv", "step,loss\n", "holds no step"),
         ("a.json", '{"log_history": []}', "holds no step"),
+        ("a.json", '{"log_history": [{"step": 1}]}', "holds no step"),
         ("a.json", '{\n "name": "x"\n}', "holds no step"),
-        ("a.jsonl", '{"step": 1, "lr": 0.1}\n', "no key that serves among lr"),
+        ("a.jsonl", '{"step": 1, "lr": 0.1}\n', "none of its keys is known: lr"),
         ("a.bin", "\0\1\2" * 100, "no format that is known"),
     ],
 )

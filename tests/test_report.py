@@ -295,6 +295,9 @@ def test_what_cannot_be_drawn_is_said_in_a_line(
 def test_an_empty_folder_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 2
     assert "no decision log" in capsys.readouterr().err
+    (tmp_path / "page.html").touch()  # which is not the first thing to say, where there is nothing to draw
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 2
+    assert "no decision log" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no step yet"):
         report.write(tmp_path / "page.html", [Run(Config(5), {}, [])])
 

@@ -66,6 +66,7 @@ def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         (["--task", "serch", "--model", "m"], "serch"),
         (["--task", "search", "--cliprange", "-1"], "cliprange=-1.0: give a positive, finite number"),
         (["--config", "missing.yaml"], "there is no 'missing.yaml'"),
+        (["--task", "search", "--outputdir", "x"], "--outputdir x is no option of `adaptive-warmup train --help`"),
     ],
 )
 def test_bad_input_is_two_and_one_line(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,12 @@ def test_it_fits_the_terminal(tmp_path: Path, width: int) -> None:
     assert "KL" in text
 
 
+def test_of_a_folder_it_says_which_log_to_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").touch()
+    assert main(["watch", str(tmp_path)]) == 2
+    assert f"is a folder: name a decision log, such as {tmp_path / 'a.jsonl'}." in capsys.readouterr().err
+
+
 def test_the_command_shows_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     regulator = Regulator(Config(50))
     with DecisionLog(tmp_path / "run.jsonl", regulator.config) as log:

@@ -24,6 +24,7 @@ class Advice:
         on_gaming: what should follow when the KL reward is being gamed.
         reasons: for each part of the above, with its source.
         warnings: settings of the plan that ask for trouble.
+        host: whose schedule it is, where that is known.
     """
 
     warmup_steps: int
@@ -31,6 +32,7 @@ class Advice:
     on_gaming: Literal["hold", "stop"]
     reasons: tuple[Reason, ...]
     warnings: tuple[Caution, ...]
+    host: Literal["transformers", "verl"] | None = None
 
     @property
     def config(self) -> Config:
@@ -44,4 +46,4 @@ def advise(plan: Plan) -> Advice:
     target, why_target = nominal.target_kl(plan)
     on_gaming, why_law = nominal.law_settings(plan, cautions.exposed(plan))
     reasons = (*why_steps, why_target, *why_law)
-    return Advice(warmup_steps, target, on_gaming, reasons, tuple(cautions.find(plan, target)))
+    return Advice(warmup_steps, target, on_gaming, reasons, tuple(cautions.find(plan, target)), plan.host)

@@ -14,6 +14,7 @@ from adaptive_warmup.advice.evidence import (
     PILOT,
     PROBE,
     SEARCH_R1,
+    TWO_WARMUPS,
     UNTUNED,
     Caution,
 )
@@ -159,9 +160,11 @@ def _warmup(plan: Plan) -> Iterator[Caution]:
     elif steps >= _LONG * total:
         why = f"the peak is reached in step {steps} of {total}, so {max(total - steps, 0)} steps are left at it"
         yield Caution("warmup", f"{steps} steps", why, "a longer run, a lower peak, or the advised warmup", PILOT)
-    if steps > 1 and plan.host != "transformers":  # there the built-in ramp is replaced
-        why = "it lies under ours: two ramps multiply, and the lr rises as the square"
-        yield Caution("warmup", f"{steps} steps", why, "set the schedule's own warmup to 0", "README")
+    if steps > 1 and plan.host is None:  # the hosts' own ramps are replaced
+        why = (
+            "but for transformers' and verl's, which ours replaces, it multiplies with ours: the lr rises as the square"
+        )
+        yield Caution("warmup", f"{steps} steps", why, "take it out of the schedule, or say host", TWO_WARMUPS)
 
 
 def _measurement(plan: Plan) -> Iterator[Caution]:
@@ -169,8 +172,8 @@ def _measurement(plan: Plan) -> Iterator[Caution]:
     if plan.task != "rl" or updates is None or updates > 4 or plan.kl_source not in (None, "in_loop"):
         return
     value = f"{plan.epochs or 1} x {plan.mini_batches or 1}"
-    reads = "reads zero" if updates == 1 else "reads 8 to 38 times too low at 1 x 2, and 3 times at 8 updates"
+    reads = "reads zero" if updates == 1 else "reads 8 to 100 times too low at 1 x 2, and 3 times at 8 updates"
     why = f"a KL taken in the loop, before each update (actor/ppo_kl, approxkl_avg), {reads}"
     remedy = "measure it after the last mini-batch (then say kl_source post_update)"
-    remedy += ", or report kl_source='in_loop'" if updates > 1 else ""
+    remedy += f", or report kl_source='in_loop:{plan.epochs or 1}x{plan.mini_batches or 1}'" if updates > 1 else ""
     yield Caution("epochs x mini_batches", value, why, remedy, PILOT)

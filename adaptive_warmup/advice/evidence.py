@@ -23,7 +23,7 @@ class Caution(NamedTuple):
     source: str
 
 
-STUDY = "stability study, docs/study.md"
+DEMO = "recorded demo, docs/demo.md"
 TUNING = "tuning seeds of the stability study: 30k parameters, two tasks, 3 or 4 seeds (docs/study.md)"
 PILOT = "pilot runs of PPO, not kept here: 25k parameters, two tasks, 3 or 4 seeds"
 PROBE = "pilot runs of the probe, not kept here: 68k parameters, 2 or 3 seeds"
@@ -37,3 +37,4 @@ COLLAPSES = "ConvSearch-R1#6 (270-300 steps), Agent-R1#8 (about 60), RAGEN#52 (6
 NEGATIVE_KL = "TRL #235, #736, #925: negative KL"
 LORA = "Schulman et al. 2025, LoRA Without Regret; HelloAgents#107: collapse at 5e-5, stable at 1e-6"
 LOGS = "your decision logs"
+TWO_WARMUPS = 'docs/troubleshooting.md, "Two warmups multiply"'

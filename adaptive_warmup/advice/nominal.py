@@ -9,13 +9,13 @@ from typing import Literal
 from adaptive_warmup.advice.evidence import (
     ARTICLE,
     COLLAPSES,
+    DEMO,
     JUDGEMENT,
     LOGS,
     MASK,
     PILOT,
     PROBE,
     SEARCH_R1,
-    STUDY,
     TUNING,
     UNTUNED,
     Reason,
@@ -49,14 +49,14 @@ def target_kl(plan: Plan) -> tuple[float, Reason]:
     updates = plan.updates_per_rollout
     if plan.task != "rl":
         target = 0.003 if plan.task == "finetuning" else 0.01
-        text = f"{plan.task}: .003 did best when fine-tuning, .01 to .03 from scratch; decide every 4 updates"
+        text = f"{plan.task}: .003 did best when fine-tuning, .01 from scratch; in plain training it counts threefold"
         return target, Reason("target_kl", text, PROBE)
     if updates == 1 and plan.kl_in == "none":
         text = "one update per rollout and no KL term: .003 did better than .01 (score .90 against .83)"
         return 0.003, Reason("target_kl", text, PROBE)
     target = 0.01 if (updates or 1) <= 2 * _MANY_UPDATES else 0.02
-    known = f"{updates} updates per rollout" if updates else "updates per rollout not said, taken as few"
-    text = f"{known}: .01 that falls to .001 did best at 2 and as well as .02 at 8, where a constant .1 fails"
+    known = f"{updates} update{'' if updates == 1 else 's'} per rollout" if updates else "updates per rollout not said"
+    text = f"{known}: .01 that falls to .001 did best at 2, and as well as .02 at 8, where a constant .1 fails"
     return target, Reason("target_kl", text, TUNING)
 
 
@@ -70,8 +70,8 @@ def law_settings(plan: Plan, exposed: bool) -> tuple[Literal["hold", "stop"], li
     text = (
         "keep guard=True: the main effect is an lr ceiling learned from the run, not the length of the warmup (in the"
     )
-    text += " recorded demo the lr is held at some 1/20 of its peak)"
-    reasons.append(Reason("guard", text, STUDY))
+    text += " recorded demo the lr is held at 1/45 to 1/90 of its peak)"
+    reasons.append(Reason("guard", text, DEMO))
     if plan.task == "rl" and plan.schedule is not None and "constant" in plan.schedule:
         text = "consider a decay: the KL budget falls with its square (on two tasks .95 and .94, against .94 and .93)"
         reasons.append(Reason("schedule", text, PILOT))
@@ -107,8 +107,8 @@ def _base(plan: Plan, share: int, steps: int) -> Reason:
         text += "; 10 % did better than 3 % at high lrs and cost little at safe ones"
         return Reason("warmup_steps", text, PROBE)
     text += (
-        ". Its length hardly matters below the lr that the run bears, where it only costs: area under the score .72 to"
-        " .85 without warmup, .65 to .80 at 28.5 %, .56 to .72 at 95 %"
+        ". Below the lr that the run bears a longer warmup only costs: area under the score .72 to .85 without warmup,"
+        " .65 to .80 at 28.5 %, .56 to .72 at 95 %"
     )
     return Reason("warmup_steps", text, PILOT)
 
@@ -133,7 +133,7 @@ def _consequences(plan: Plan, steps: int) -> list[Reason]:
     if plan.task == "rl":
         text = "beyond the lr that the run bears a fixed warmup saves no run, long or short (far beyond that lr"
         text += " 95 % and 28.5 % both collapsed on 3 of 3 seeds): that is the feedback's part"
-        reasons.append(Reason("warmup_steps", text, STUDY))
+        reasons.append(Reason("warmup_steps", text, DEMO))
     first = f"the first update runs at 1/{steps} of the peak, lr {plan.lr / steps:.2g}; no feedback can undo that one"
     reasons.append(Reason("warmup_steps", first, PILOT))
     if plan.untuned_warmup is not None:

@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from adaptive_warmup.history import Run
-from adaptive_warmup.signals import KL_SOURCES
+from adaptive_warmup.signals import KL_SOURCES, is_source
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ SWITCH = Kind("true or false", _switch, choices=("true", "false"))
 PAIR = Kind("two numbers, such as 0.9 0.999", _pair)
 RANGE = Kind("two numbers, the lower one first, such as 0 1", _pair, lambda pair: pair[0] < pair[1])
 TEXT = Kind("a name", str)
+SOURCE = Kind(f"one of {', '.join(KL_SOURCES)}, in_loop:4x2, post_update:4x8", str, is_source)
 
 
 def _setting(kind: Kind, meaning: str, **default: Any) -> Any:
@@ -106,7 +107,7 @@ class Plan:
     )
     kl_coef: float | None = _setting(NOT_NEGATIVE, "its coefficient, per nat")
     kl_estimator: Literal["k1", "k2", "k3", "abs"] | None = _setting(_one_of("k1", "k2", "k3", "abs"), "its estimator")
-    kl_source: str | None = _setting(_one_of(*KL_SOURCES), "how the policy KL will be measured, see Signals")
+    kl_source: str | None = _setting(SOURCE, f"how the policy KL will be measured: {SOURCE.words}")
     top_p: float | None = _setting(PROBABILITY, "of the rollout's sampler; 1 is off")
     top_k: int | None = _setting(OFF_OR_COUNT, "of the sampler; 0 or -1 is off")
     min_p: float | None = _setting(SHARE, "of the sampler; 0 is off")

@@ -15,8 +15,7 @@ Line = tuple[str, str]  # style (of rich), text
 
 def lines(advice: Advice, ignored: Iterable[str] = ()) -> list[Line]:
     """The advice as lines."""
-    config = f"warmup_steps={advice.warmup_steps}, target_kl={advice.target_kl:g}, on_gaming={advice.on_gaming!r}"
-    out: list[Line] = [("bold", f"AdaptiveWarmup(optimizer, {config})"), ("", "")]
+    out: list[Line] = [("bold", _line(advice)), ("", "")]
     part = ""
     for reason in advice.reasons:
         out += [("bold", reason.part)] if reason.part != part else []
@@ -57,6 +56,15 @@ def as_json(plan: Plan, advice: Advice, ignored: Iterable[str]) -> str:
         "ignored": list(ignored),
     }
     return json.dumps(content, indent=2)
+
+
+def _line(advice: Advice) -> str:
+    """The line that a user adds, in the words of the host."""
+    settings = {"warmup_steps": advice.warmup_steps, "target_kl": advice.target_kl, "on_gaming": advice.on_gaming}
+    if advice.host == "verl":
+        return " ".join(f"+adaptive_warmup.actor.{name}={value}" for name, value in settings.items())
+    config = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    return f"AdaptiveWarmupCallback({config})" if advice.host else f"AdaptiveWarmup(optimizer, {config})"
 
 
 def _wrapped(line: str) -> str:

@@ -144,13 +144,15 @@ def _lr(given: Setup, verdict: Verdict) -> Iterator[str]:
     if len(verdict.events) > _MOST_EVENTS:
         yield f"and {len(verdict.events) - _MOST_EVENTS} more (--json lists them)"
     if verdict.differs is not None:
-        yield f"(*) from step {verdict.differs} the lr would have been another: no longer what would have happened"
+        yield f"(*) a guess: from step {verdict.differs} on the controller's lr would have been another than the run's"
+    whole = f"a KL of {given.config.target_kl:g}, the whole target"
     if verdict.ceiling:
         lr = f" (lr {verdict.ceiling * given.rates.peak:.2g})" if given.rates.peak else ""
-        yield f"by its KL, the run at its end bears {verdict.ceiling:.2g} times its peak{lr}"
+        yield f"at its end the run bears {verdict.ceiling:.2g} times its peak{lr} at {whole}"
     if verdict.above:
         far = f"; at step {verdict.far_above} first by more than a factor of 2" if verdict.far_above is not None else ""
-        yield f"the run's lr was above what it bears at {verdict.above} steps, at most {verdict.most:.2g} times{far}"
+        count = f"{verdict.above} step{'s' if verdict.above > 1 else ''}"
+        yield f"at {count} its lr was above what it bears at {whole}, by up to {verdict.most:.2g} times{far}"
 
 
 def _plain(found: Found, given: Setup, verdict: Verdict) -> dict[str, Any]:

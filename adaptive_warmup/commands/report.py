@@ -44,14 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.output or (None if arguments.plain else Path("report.html"))
     if output:
         needs("matplotlib" if output.suffix.lower() in report.PICTURES else "plotly")
-        if output.exists() and not arguments.force:
-            raise ValueError(f"{output} exists: choose another name with -o, or say --force.")
     paths = [log for path in arguments.logs for log in (sorted(path.rglob("*.jsonl")) if path.is_dir() else [path])]
     if not paths:
         raise ValueError(f"no decision log (*.jsonl) under {', '.join(map(str, arguments.logs))}.")
     runs = list(_read(paths))
     if not runs:
         raise ValueError("nothing to draw: no log holds a step.")
+    if output and output.exists() and not arguments.force:
+        raise ValueError(f"{output} exists: choose another name with -o, or say --force.")
     if arguments.plain:
         print(plain.text(runs, min(shutil.get_terminal_size((80, 24)).columns, _WIDEST)), end="", flush=True)
     if output:

@@ -34,6 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     from adaptive_warmup import history
     from adaptive_warmup.watch import view
 
+    if arguments.log.is_dir():
+        found = next(iter(sorted(arguments.log.rglob("*.jsonl"))), arguments.log / "run.jsonl")
+        raise ValueError(f"{arguments.log} is a folder: name a decision log, such as {found}.")
+
     def wait() -> bool:
         time.sleep(0.0 if arguments.once else arguments.every)
         return not arguments.once

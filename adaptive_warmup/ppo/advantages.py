@@ -57,12 +57,12 @@ def gae(
 
 
 def whiten(values_BT: Tensor, mask_BT: Tensor, total: Total = own, shift: bool = True) -> Tensor:
-    """`values_BT` shifted and scaled to mean 0 and variance 1 over the mask; zero off it, and all zero if constant.
+    """`values_BT` shifted and scaled to mean 0 and variance 1 over the mask; zero off it, and next to it if constant.
 
     Without `shift` the mean stays what it was.
     """
     mean = masked_mean(values_BT, mask_BT, total)
     centred_BT = values_BT - mean
     variance = masked_mean(centred_BT.square(), mask_BT, total)
-    scaled_BT = centred_BT * (variance + 1e-8).rsqrt()
+    scaled_BT = centred_BT * (variance + 1e-8 + (1e-5 * mean).square()).rsqrt()  # the last: a large mean's rounding
     return (scaled_BT if shift else scaled_BT + mean).where(mask_BT, 0.0)

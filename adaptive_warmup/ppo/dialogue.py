@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -30,12 +31,13 @@ class Episode:
 
 
 class Dialogue:
-    """The environment's side of an episode, in tokens."""
+    """The environment's side of an episode, in tokens; one of `ends`, or the tokenizer's end-of-text, is its end."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, environment: Turns) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, environment: Turns, ends: Iterable[int] = ()) -> None:
         self.tokenizer, self.environment = tokenizer, environment
-        self.eos: int | None = tokenizer.eos_token_id
-        self.pad: int = next((i for i in (tokenizer.pad_token_id, self.eos) if i is not None), 0)
+        eos: int | None = tokenizer.eos_token_id
+        self.ends = frozenset(ends) | ({eos} if eos is not None else set())
+        self.pad: int = next((i for i in (tokenizer.pad_token_id, eos) if i is not None), 0)
         self.stop_tokens = _stop_tokens(tokenizer, len(tokenizer), tuple(environment.stops))
 
     def advance(self, episode: Episode, sampled: int) -> int:
@@ -46,15 +48,15 @@ class Dialogue:
             episode.append(episode.inserting.popleft(), sampled=False)
             return episode.token_ids[-1]
         episode.append(sampled, sampled=True)
-        if sampled == self.eos:
+        if sampled in self.ends:
             episode.done = True
         elif sampled in self.stop_tokens and self._turn_is_over(episode):
             self._reply(episode)
         return sampled
 
     def response(self, episode: Episode) -> str:
-        """The text so far, without the policy's end-of-text token."""
-        ended = bool(episode.token_ids) and episode.sampled[-1] and episode.token_ids[-1] == self.eos
+        """The text so far, without the token by which the policy ended it."""
+        ended = bool(episode.token_ids) and episode.sampled[-1] and episode.token_ids[-1] in self.ends
         return _decode(self.tokenizer, episode.token_ids[: -1 if ended else None])
 
     def _turn_is_over(self, episode: Episode) -> bool:
@@ -80,6 +82,8 @@ def _stop_tokens(tokenizer: PreTrainedTokenizerBase, size: int, stops: tuple[str
     """
     if not stops:
         return frozenset()
+    if not all(stops):
+        raise ValueError(f"the environment's stops {stops!r} have an empty one: leave it out")
     # Decoded behind a letter, since some tokenizers drop the space that begins a text. A token that ends in the middle
     # of a character decodes to U+FFFD, and may complete a stop that does not end in ASCII.
     last = {stop[-1] for stop in stops}

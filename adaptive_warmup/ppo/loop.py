@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adaptive_warmup.ppo.config import PPOConfig
 from adaptive_warmup.ppo.environment import Environment, Problem, Split
-from adaptive_warmup.ppo.model import ActorCritic, ValueHead, ValueModel
+from adaptive_warmup.ppo.model import ActorCritic, ValueHead, ValueModel, check_apart
 from adaptive_warmup.ppo.rollout import Rollout, rollout
 from adaptive_warmup.ppo.update import Batch, assess, mini_batch_losses, mini_batches, policy_kl, rollout_metrics
 
@@ -34,17 +34,18 @@ class PPO:
 
     Args:
         config: the settings.
-        policy: any transformers causal LM; trained in place.
+        policy: a causal LM of transformers with a KV cache; trained in place.
         reference: where the KL penalty points; frozen. Not the policy itself: `copy.deepcopy(policy)`.
         environment: the task.
-        tokenizer: the policy's; its end-of-text token ends an episode.
+        tokenizer: the policy's; its end-of-text token ends an episode, as do those of the policy's `generation_config`
+            where that came with the checkpoint.
         critic: a `ValueModel`, or a `ValueHead` on the policy's trunk. By default a copy of the policy's transformer.
         scheduler: makes the learning-rate scheduler from the optimizer, whose group 0 is the policy's and group 1 the
             critic's; its `step()`, without arguments, is called once per RL step. One with `observe`, such as
             `AdaptiveWarmup`, is told first what the step was like. By default the rates stay as they are.
 
     Raises:
-        ValueError: the reference is the policy.
+        ValueError: models share parameters that one of them trains.
     """
 
     def __init__(
@@ -57,8 +58,7 @@ class PPO:
         critic: ValueModel | ValueHead | None = None,
         scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     ) -> None:
-        if reference is policy:
-            raise ValueError("the reference is the policy itself, which would freeze it: give copy.deepcopy(policy)")
+        check_apart(policy, reference, critic)
         self.config, self.environment, self.tokenizer = config, environment, tokenizer
         self.policy, self.reference = policy, reference.train(False).requires_grad_(False)
         self.critic = critic if critic is not None else ValueModel.copy_of(policy)

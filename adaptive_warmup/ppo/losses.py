@@ -46,11 +46,16 @@ def masked_mean(values: Tensor, mask: Tensor, total: Total = own) -> Tensor:
     return total(values.where(mask, 0.0).sum()) / total(mask.sum()).clamp(min=1)
 
 
+def ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """The importance ratio of each token, 1 off the mask: what overflows there would make NaN of every gradient."""
+    return (logprobs_BT - old_logprobs_BT).where(mask_BT, 0.0).exp()
+
+
 def policy_loss(
     logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip_range: float
 ) -> Tensor:
     """The clipped surrogate (Schulman et al. 2017, eq. 7), negated and averaged over the response tokens."""
-    ratio_BT = (logprobs_BT - old_logprobs_BT).exp()
+    ratio_BT = ratio(logprobs_BT, old_logprobs_BT, mask_BT)
     clipped_BT = ratio_BT.clamp(1 - clip_range, 1 + clip_range)
     return -masked_mean((ratio_BT * advantages_BT).minimum(clipped_BT * advantages_BT), mask_BT)
 
@@ -59,7 +64,7 @@ def clip_fraction(
     logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip_range: float
 ) -> Tensor:
     """The share of response tokens at which the clipped branch of the surrogate is the smaller (no gradient there)."""
-    ratio_BT = (logprobs_BT - old_logprobs_BT).exp()
+    ratio_BT = ratio(logprobs_BT, old_logprobs_BT, mask_BT)
     clipped_BT = ratio_BT.clamp(1 - clip_range, 1 + clip_range)
     return masked_mean((clipped_BT * advantages_BT < ratio_BT * advantages_BT).float(), mask_BT)
 

@@ -65,7 +65,7 @@ class ValueModel(nn.Module):
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = ValueHead(backbone.config.hidden_size, trunk_gradient=1.0).to(backbone.device)
+        self.head = ValueHead(width(backbone), trunk_gradient=1.0).to(backbone.device)
 
     @classmethod
     def copy_of(cls, policy: PreTrainedModel) -> ValueModel:
@@ -79,6 +79,37 @@ class ValueModel(nn.Module):
             input_ids=token_ids_BS, attention_mask=attention_mask_BS, position_ids=positions_BS, use_cache=False
         )
         return cast(Tensor, self.head(output.last_hidden_state[:, -response_length - 1 : -1]))
+
+
+def width(model: PreTrainedModel) -> int:
+    """Of the last hidden states of its language model."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)  # OPT's may be projected
+
+
+def check_apart(policy: nn.Module, reference: object = None, critic: object = None) -> None:
+    """Raise ValueError where the reference, which is frozen, or the critic has parameters that the policy trains.
+
+    Call it before the reference is frozen. A `ValueHead` is part of no trunk, and so is always apart.
+    """
+    trained = {id(parameter) for parameter in policy.parameters() if parameter.requires_grad}
+    frozen, own = _identities(reference), _identities(critic)
+    if not trained:
+        raise ValueError("the policy has no parameter to train: all have requires_grad=False")
+    if trained & frozen:
+        raise ValueError(
+            "the reference shares parameters with the policy, which would freeze them: give copy.deepcopy(policy)"
+        )
+    if own & (trained | frozen):
+        whose = "policy" if own & trained else "reference"
+        raise ValueError(
+            f"the critic shares parameters with the {whose}: give a model of its own, or a ValueHead, which reads the"
+            " policy's trunk"
+        )
+
+
+def _identities(model: object) -> set[int]:
+    return {id(parameter) for parameter in model.parameters()} if isinstance(model, nn.Module) else set()
 
 
 class ActorCritic(nn.Module):

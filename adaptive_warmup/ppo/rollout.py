@@ -101,8 +101,8 @@ def sample_episodes(
     generator: torch.Generator,
     value_head: ValueHead | None = None,
 ) -> Episodes:
-    """Samples one episode for each problem. It ends with the policy's end-of-text token, when the environment has no
-    reply to a stop (or has given `max_turns`), or after `max_response_tokens`, inserted ones included.
+    """Samples one episode for each problem. It ends with an end-of-text token of the policy's, when the environment has
+    no reply to a stop (or has given `max_turns`), or after `max_response_tokens`, inserted ones included.
 
     Args:
         generator: the only source of randomness, on the policy's device.
@@ -113,7 +113,7 @@ def sample_episodes(
     """
     device = policy.device
     prompts = tokenise(policy, tokenizer, [problem.prompt for problem in problems], max_response_tokens)
-    dialogue = Dialogue(tokenizer, environment)
+    dialogue = Dialogue(tokenizer, environment, _ends(policy))
     episodes = [Episode(problem) for problem in problems]
     prompt_width = max(map(len, prompts))
     prompt_ids_BP = torch.tensor([[dialogue.pad] * (prompt_width - len(p)) + p for p in prompts], device=device)
@@ -152,6 +152,16 @@ def sample_episodes(
     )
 
 
+def _ends(policy: PreTrainedModel) -> list[int]:
+    """Tokens that end a text besides the tokenizer's, as a checkpoint of chats names them.
+
+    Not those of a bare config, whose default means nothing in the vocabulary at hand.
+    """
+    generation = getattr(policy, "generation_config", None)
+    found = None if generation is None or generation._from_model_config else generation.eos_token_id
+    return [found] if isinstance(found, int) else list(found or ())
+
+
 def _write(
     policy: PreTrainedModel,
     dialogue: Dialogue,
@@ -184,6 +194,8 @@ def _write(
             logits_to_keep=1,
             output_hidden_states=value_head is not None,
         )
+        if getattr(output, "past_key_values", None) is None:
+            raise ValueError(f"{type(policy).__name__} keeps no past_key_values: give a policy with a KV cache")
         if value_head is not None:
             values.append(value_head(output.hidden_states[-1][:, -1:]))
         sampled_B, logprobs_B = _sample(output.logits[:, -1], temperature, generator)
@@ -227,7 +239,7 @@ def tokenise(
     for prompt, token_ids in zip(prompts, found, strict=True):
         if not token_ids:
             raise ValueError(f"the prompt {prompt!r} has no tokens: a policy needs at least one to continue")
-    longest, limit = max(map(len, found)), getattr(policy.config, "max_position_embeddings", None)
+    longest, limit = max(map(len, found)), getattr(policy.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest + max_response_tokens > limit:
         raise ValueError(
             f"a prompt of {longest} tokens and max_response_tokens={max_response_tokens} do not fit the policy's "

@@ -13,9 +13,22 @@ from torch import Tensor
 
 from adaptive_warmup.ppo.advantages import gae, kl_penalised_rewards, whiten
 from adaptive_warmup.ppo.config import PPOConfig
-from adaptive_warmup.ppo.losses import Total, clip_fraction, k1, k2, k3, masked_mean, own, policy_loss, value_loss
+from adaptive_warmup.ppo.losses import (
+    Total,
+    clip_fraction,
+    k1,
+    k2,
+    k3,
+    masked_mean,
+    own,
+    policy_loss,
+    ratio,
+    value_loss,
+)
 from adaptive_warmup.ppo.model import ActorCritic, LanguageModel, response_logprobs
 from adaptive_warmup.ppo.rollout import Rollout
+
+_ROUNDING = 1e-6  # returns that differ by less than this, relative to their mean or to 1, are the same
 
 
 class Batch(NamedTuple):
@@ -87,7 +100,9 @@ def mini_batch_losses(config: PPOConfig, model: ActorCritic, batch: Batch) -> tu
     if config.entropy_coef:
         loss = loss - config.entropy_coef * mean_entropy
     if config.kl_in == "loss":
-        loss = loss + config.kl_coef * masked_mean(k3(now.logprobs_BT, batch.reference_logprobs_BT), mask_BT)
+        # Off the mask both are the same, as in `ratio`.
+        reference_BT = batch.reference_logprobs_BT.where(mask_BT, now.logprobs_BT.detach())
+        loss = loss + config.kl_coef * masked_mean(k3(now.logprobs_BT, reference_BT), mask_BT)
     critic_loss = value_loss(now.values_BT, batch.old_values_BT, batch.returns_BT, mask_BT, config.value_clip_range)
     with torch.no_grad():
         metrics = {
@@ -96,7 +111,7 @@ def mini_batch_losses(config: PPOConfig, model: ActorCritic, batch: Batch) -> tu
             "policy/entropy_avg": mean_entropy.detach(),
             "policy/approxkl_avg": masked_mean(k2(old_BT, now.logprobs_BT), mask_BT),
             "policy/clipfrac_avg": clip_fraction(*surrogate_inputs),
-            "val/ratio": masked_mean((now.logprobs_BT - old_BT).exp(), mask_BT),
+            "val/ratio": masked_mean(ratio(now.logprobs_BT, old_BT, mask_BT), mask_BT),
         }
     return loss, critic_loss, metrics
 
@@ -124,6 +139,7 @@ def rollout_metrics(config: PPOConfig, scores_B: Tensor, batch: Batch, total: To
     reference_kl, *centres = (sums[:3] / sums[6].clamp(min=1)).unbind()
     centred_2BT = tokens_3BT[1:] - torch.stack(centres)[:, None, None]
     spread, unexplained = total(centred_2BT.where(mask_BT, 0.0).square().sum((-2, -1))).unbind()
+    least = sums[6] * _ROUNDING**2 * (1.0 + centres[0].square())
     kl_reward = -config.kl_coef * kl if config.kl_in == "reward" else torch.zeros_like(kl)
     return {
         "objective/scores": score,
@@ -132,7 +148,7 @@ def rollout_metrics(config: PPOConfig, scores_B: Tensor, batch: Batch, total: To
         "objective/rlhf_reward": score + kl_reward,
         "objective/entropy": surprise,
         "policy/reference_kl": reference_kl,
-        "value/explained_variance": (1 - unexplained / spread).where(spread > 0, 0.0),
+        "value/explained_variance": (1 - unexplained / spread).where(spread > least, 0.0),
         "response_length": length,
     }
 

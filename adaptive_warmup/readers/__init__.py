@@ -63,7 +63,7 @@ def read(path: Path, mapping: Mapping[str, str] | None = None) -> Found:
     Raises:
         FileNotFoundError: nothing is there.
         ImportError: the format needs a package that is not installed.
-        TypeError, ValueError: an unknown signal in `mapping`; no format that we know; no step; no key that serves.
+        TypeError, ValueError: an unknown signal in `mapping`; no format that we know; no step; no key that is known.
     """
     path = _inside(path)
     notes = Notes()
@@ -109,10 +109,10 @@ def _nothing(chosen: Format, seen: int, names: list[str]) -> str:
             "no format that is known: no decision log, trainer_state.json, event file, W&B run, JSON lines, CSV, nor a"
             " console log with lines like 'step:12 - actor/ppo_kl:0.001 - ...'."
         )
-    if not seen:
+    if not seen or not names:
         return f"read as {chosen.NAME}, it holds no step: has the run logged anything?"
     listed = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-    return f"no key that serves among {listed or 'none'}. Say which is what: --map 'KEY=SIGNAL'."
+    return f"none of its keys is known: {listed}. Say which is what: --map 'KEY=SIGNAL'."
 
 
 def _also(notes: Notes) -> str:

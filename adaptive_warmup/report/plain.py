@@ -84,6 +84,8 @@ def _chart(panel: Panel, letters: Sequence[str], spread: _Spread) -> Iterator[st
 def _window(panel: Panel) -> tuple[float, float]:
     values = [value for line in panel.lines for value in line.values if not math.isnan(value)]
     low, high = min(values), max(values)
+    if panel.log and high == low:
+        return low / 1.5, high * 1.5
     return (low, high) if high > low else (low - 0.5 * abs(low) - 1e-9, high + 0.5 * abs(high) + 1e-9)
 
 

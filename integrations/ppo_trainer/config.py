@@ -95,7 +95,8 @@ class PPOConfig(TrainingArguments):
         default=None, metadata=_says("Episodes in one forward without gradients; None: per_device_train_batch_size.")
     )
     model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata=_says("Arguments of from_pretrained, where models are given by name or path.")
+        default=None,
+        metadata=_says("Arguments of from_pretrained for models given by name or path; dtype is float32 if not here."),
     )
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012

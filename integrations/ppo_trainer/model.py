@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.utils.import_utils import is_peft_available
 
-from adaptive_warmup.ppo.model import ActorCritic, LanguageModel, ValueHead, ValueModel
+from adaptive_warmup.ppo.model import ActorCritic, LanguageModel, ValueHead, ValueModel, check_apart, width
+
+_log = logging.getLogger("adaptive_warmup")
+_HALF = (torch.bfloat16, torch.float16)
+_COARSE = (
+    "the policy's weights are of 16 bits, and most updates at a usual lr are too small to change them: load it in"
+    " float32, and have bf16=True compute in 16 bits"
+)
 
 
 class PolicyAndValue(ActorCritic):
@@ -90,18 +99,19 @@ def make_policy(model: PreTrainedModel | str, init: dict[str, Any], peft_config:
         from peft import get_peft_model
 
         policy = get_peft_model(policy, peft_config)
+    if any(parameter.requires_grad and parameter.dtype in _HALF for parameter in policy.parameters()):
+        _log.warning(_COARSE)
     return cast(PreTrainedModel, with_fused_gelu(without_dropout(policy)))
 
 
 def make_reference(model: PreTrainedModel | str | None, policy: PreTrainedModel, init: dict[str, Any]) -> LanguageModel:
     """The reference, frozen: what is given, else the policy without its adapter, else a copy of the policy."""
-    if model is policy:
-        raise ValueError("ref_model is the policy itself, which would freeze it: leave it out, and a copy is made")
     if model is None and is_peft(policy):
         return AdapterOff(policy)
     if isinstance(model, str):
         model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, **init))
     reference = with_fused_gelu(copy.deepcopy(policy) if model is None else model)
+    check_apart(policy, reference)
     return cast(PreTrainedModel, reference.train(False).requires_grad_(False).to(policy.device))
 
 
@@ -143,4 +153,4 @@ def with_fused_gelu(module: nn.Module) -> nn.Module:
 
 def _head(policy: PreTrainedModel) -> ValueHead:
     """Its gradient's share in the trunk is `vf_coef`, the weight of its loss."""
-    return ValueHead(policy.config.get_text_config().hidden_size, trunk_gradient=1.0).to(policy.device)
+    return ValueHead(width(policy), trunk_gradient=1.0).to(policy.device)

@@ -12,6 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from adaptive_warmup.ppo.environment import Problem
 
 
+class Row(dict[str, Any]):
+    """A row of a dataset, as the answer of the problem that is made of it."""
+
+
 class RolloutSampler(Sampler[int]):
     """The rows of each rollout, as often as micro-batches are made of it, so that a Trainer counts these as its own.
 
@@ -70,7 +74,7 @@ def problem(row: Any, tokenizer: PreTrainedTokenizerBase, column: str | None = N
         text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
         begin = tokenizer.bos_token  # which the tokenizer adds by itself
         prompt = text.removeprefix(begin) if begin and _adds(tokenizer, begin) else text
-    return Problem(prompt, row if column is None else row.get(column))
+    return Problem(prompt, Row(row) if column is None else row.get(column))
 
 
 def check_prompts(dataset: Sequence[Any], tokenizer: PreTrainedTokenizerBase, limit: int | None, room: int) -> None:

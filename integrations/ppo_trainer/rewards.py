@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from adaptive_warmup.integrations.ppo_trainer.prompts import Row
 from adaptive_warmup.ppo.environment import Environment, Problem, Turns
 from adaptive_warmup.ppo.rollout import Episodes
 
@@ -43,7 +44,7 @@ class Scores:
         weights: Sequence[float] | None,
         penalty: float | None,
     ) -> None:
-        if (functions is None or functions == []) == (environment is None):
+        if (not callable(functions) and not functions) == (environment is None):
             raise ValueError(
                 f"reward_funcs={functions!r} and environment={environment!r}: give one of the two, functions"
                 " f(prompts, completions, **columns) -> list of floats, or an Environment that scores"
@@ -55,6 +56,7 @@ class Scores:
         if weights is not None and len(weights) != len(listed):
             raise ValueError(f"reward_weights={weights!r}: give {len(listed)} of them, one for each reward function")
         self.functions, self.weights, self.penalty = listed, weights or [1.0] * len(listed), penalty or 0.0
+        self._names = _names(listed)
         self.environment = environment
         self.turns: Turns = environment or OneTurn()
 
@@ -66,10 +68,8 @@ class Scores:
         """
         if self.environment is None:
             given = _given(episodes, state)
-            columns = {
-                _name(function): _rewards(function, given, len(episodes.problems)) for function in self.functions
-            }
-            rows = zip(*columns.values(), strict=True)
+            found = [_rewards(function, given, len(episodes.problems)) for function in self.functions]
+            columns, rows = dict(zip(self._names, found, strict=True)), zip(*found, strict=True)
             weighted = (zip(self.weights, row, strict=True) for row in rows)
             scores = [sum(weight * reward for weight, reward in row if reward is not None) for row in weighted]
         else:
@@ -82,14 +82,15 @@ class Scores:
 
 def _given(episodes: Episodes, state: Any) -> dict[str, Any]:
     """What TRL gives a reward function: prompts and completions as the dataset has them, and its other columns."""
-    rows = [p.answer if isinstance(p.answer, Mapping) else {"prompt": p.prompt, "answer": p.answer}
+    rows = [p.answer if isinstance(p.answer, Row) else {"prompt": p.prompt, "answer": p.answer}
             for p in episodes.problems]  # fmt: skip
     length = episodes.response_mask_BT.shape[1]
     written = episodes.attention_mask_BS[:, -length:].sum(-1).tolist()
     token_ids = [ids[:n] for ids, n in zip(episodes.token_ids_BS[:, -length:].tolist(), written, strict=True)]
     completions = [text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
                    for row, text in zip(rows, episodes.responses, strict=True)]  # fmt: skip
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
+    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")  # in a list they may differ
+    columns = {name: [row.get(name) for row in rows] for name in names}
     prompts = [row["prompt"] for row in rows]
     own = {"prompts": prompts, "completions": completions, "completion_ids": token_ids, "trainer_state": state}
     return columns | own
@@ -109,6 +110,12 @@ def _rewards(function: RewardFunction, given: dict[str, Any], count: int) -> lis
             " for each"
         )
     return rewards
+
+
+def _names(functions: Sequence[RewardFunction]) -> list[str]:
+    """For their metrics, with a number where several have the same name."""
+    found = [_name(function) for function in functions]
+    return [f"{name}_{n}" if (n := found[: i + 1].count(name)) > 1 else name for i, name in enumerate(found)]
 
 
 def _name(function: RewardFunction) -> str:

@@ -43,7 +43,7 @@ class RunArguments:
     problems: int = field(default=4096, metadata=_says("Training problems drawn from a task."))
     eval_problems: int = field(default=200, metadata=_says("Held-out problems drawn from a task."))
     lora_r: int = field(default=0, metadata=_says("Rank of a LoRA adapter to train; 0 trains all weights."))
-    adaptive_warmup: bool = field(default=True, metadata=_says("Attach the callback; its log is decisions.jsonl."))
+    adaptive_warmup: bool = field(default=True, metadata=_says("Attach the callback, whose log is decisions.jsonl."))
     target_kl: float | None = field(default=None, metadata=_says("The callback's, nats per token and RL step."))
 
 
@@ -83,8 +83,16 @@ def _options(argv: Sequence[str]) -> tuple[RunArguments, PPOConfig]:
         known = {action.dest for action in parser._actions}
         if unknown := sorted(map(str, found.keys() - known)):
             raise ValueError(f"{path} has {', '.join(unknown)}, no option of `adaptive-warmup train --help`")
+        choices = {action.dest: action.choices for action in parser._actions if action.choices}
+        for name, value in found.items():
+            if name in choices and value not in choices[name]:
+                raise ValueError(f"{path} has {name}: {value}, which is none of {', '.join(map(str, choices[name]))}")
         parser.set_defaults(**found)
-    run, args = parser.parse_args_into_dataclasses(args=list(argv), look_for_args_file=False)
+    run, args, rest = parser.parse_args_into_dataclasses(
+        args=list(argv), return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        raise ValueError(f"{' '.join(rest)} is no option of `adaptive-warmup train --help`")
     if (run.data is None) == (run.task is None):
         raise ValueError(f"data={run.data!r} and task={run.task!r}: give one of the two")
     if run.data is not None and run.model is None:

@@ -24,9 +24,10 @@ from adaptive_warmup.integrations.ppo_trainer.rl_step import RLStep
 from adaptive_warmup.integrations.ppo_trainer.rollouts import RolloutTrainer
 from adaptive_warmup.integrations.ppo_trainer.sharding import check_plugin, place_reference
 from adaptive_warmup.ppo.environment import Environment
-from adaptive_warmup.ppo.model import ValueHead, ValueModel
+from adaptive_warmup.ppo.model import ValueHead, ValueModel, check_apart
 from adaptive_warmup.ppo.update import mini_batch_losses, policy_kl
 
+_PRESENT = ("episode", "value_lr")  # logged as they are now
 _LEAST = 16  # episodes to measure the policy KL on, where there are as many
 
 
@@ -36,11 +37,13 @@ class PPOTrainer(RolloutTrainer):
         trainer = PPOTrainer("name/or/path", PPOConfig(...), reward_funcs=reward, train_dataset=prompts)
         trainer.train()
 
-    All dropout is set to 0: with it the policy that is updated would not be the one that sampled. What is logged is in
-    `adaptive_warmup.ppo.METRICS`, and `rewards/<function>/mean`, `episode`, `eps` (episodes a second).
+    All dropout is set to 0 (but Falcon's and Persimmon's, which is their config's): with it the policy that is updated
+    would not be the one that sampled. What is logged is in `adaptive_warmup.ppo.METRICS`, and
+    `rewards/<function>/mean`, `episode` (so far), `eps` (episodes a second).
 
     Args:
-        model: the policy, a causal LM, or its name or path.
+        model: the policy, a causal LM with a KV cache; or its name or path, to be loaded in float32 unless
+            `model_init_kwargs` has another dtype.
         args: the settings.
         reward_funcs: `f(prompts, completions, completion_ids, trainer_state, **columns)`, which returns a number for
             each completion, or None where it has none; or a list of them, which are added up.
@@ -81,6 +84,8 @@ class PPOTrainer(RolloutTrainer):
     ) -> None:
         args = PPOConfig() if args is None else args
         init = cast("dict[str, Any]", args.model_init_kwargs or {})
+        if not init.keys() & {"dtype", "torch_dtype"}:
+            init = {**init, "dtype": "float32"}  # a checkpoint's own may be of 16 bits, too coarse for an optimizer
         self.scores = Scores(reward_funcs, environment, args.reward_weights, args.missing_eos_penalty)
         policy = make_policy(model, init, peft_config)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config._name_or_path)
@@ -91,6 +96,7 @@ class PPOTrainer(RolloutTrainer):
         self.algorithm = args.algorithm()
         reference = make_reference(ref_model, policy, init)
         critic = make_critic(value_model, policy, init)
+        check_apart(policy, reference, critic)
         super().__init__(
             PolicyAndValue(policy, critic, args.temperature),
             args,
@@ -121,6 +127,7 @@ class PPOTrainer(RolloutTrainer):
         """As any Trainer's; begins with a rollout, or within one where a checkpoint was saved there."""
         self.rl_step = None
         self._since = time.perf_counter()
+        self._metrics["train"].clear()
         return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -194,9 +201,11 @@ class PPOTrainer(RolloutTrainer):
         self._since = now
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """With the logs of training, the means over the RL steps since the last one."""
+        """With the logs of training, the means over the RL steps since the last one; what counts now is the last."""
         if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self._metrics["train"].items()}
+            found = self._metrics["train"]
+            logs |= {name: sum(values) / len(values) for name, values in found.items()}
+            logs |= {name: found[name][-1] for name in _PRESENT if name in found}
         super().log(logs, start_time)
         if "loss" in logs:  # after the callbacks have seen what was gathered by itself
             self._metrics["train"].clear()
@@ -207,7 +216,7 @@ class PPOTrainer(RolloutTrainer):
         for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
             if dataset is not None:
                 check_dataset(dataset, name)
-                limit = getattr(policy.config, "max_position_embeddings", None)
+                limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
                 check_prompts(dataset, tokenizer, limit, args.max_completion_length)
 
 
