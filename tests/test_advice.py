@@ -15,6 +15,7 @@ from adaptive_warmup import Config, Regulator
 from adaptive_warmup.advice import Plan, advise, read_plan
 from adaptive_warmup.advice.files import read_settings
 from adaptive_warmup.advice.foreign import TABLE
+from adaptive_warmup.advice.nominal import bearable
 from adaptive_warmup.advice.plan import KINDS
 from adaptive_warmup.cli import main
 from adaptive_warmup.history import DecisionLog, Run, read
@@ -455,3 +456,35 @@ def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "Exit code: 0 no warning, 1 warnings, 2 bad input." in shown
     assert all(f"--{name.replace('_', '-')}" in shown for name in KINDS)
+
+
+def test_our_own_ppo_is_told_from_trls(tmp_path: Path) -> None:
+    """As `adaptive-warmup train --config` reads it: the schedule steps once an update, the KL is where it says."""
+    own = {"task": "search", "learning_rate": 1e-6, "max_steps": 1000, "num_ppo_epochs": 4, "num_mini_batches": 4}
+    plan = read_plan(written(tmp_path, own | {"adam_beta2": 0.999}, "run.json"))
+    assert (plan.kl_in, plan.kl_estimator, plan.updates_per_rollout, plan.untuned_warmup) == ("reward", "k1", 16, 2000)
+    loss = own | {"kl_in": "loss", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "lora_r": 8}
+    plan = read_plan(written(tmp_path, loss, "run.json"))
+    assert (plan.kl_in, plan.kl_estimator, plan.batch_size, plan.lora) == ("loss", "k3", 64, True)
+    assert read_plan(written(tmp_path, loss | {"lora_r": 0}, "run.json")).lora is None
+    trl = {name: value for name, value in own.items() if name != "task"}
+    assert read_plan(written(tmp_path, trl, "run.json")).updates_per_step == 16
+
+
+@pytest.mark.parametrize(("late", "source", "bears"), [(False, "post_update", 4e-6), (True, "post_update", 4e-6),
+                                                       (False, "training_probe", 4e-6 * 3**0.5)])  # fmt: skip
+def test_what_an_earlier_run_bore_is_of_the_kls_source_and_of_its_step(
+    tmp_path: Path, late: bool, source: str, bears: float
+) -> None:
+    """The KL of a step is .003 (lr / 4e-6)^2, exactly; what is measured in plain training counts a third."""
+    regulator, before = Regulator(Config(20, 0.003, min_warmup_steps=20)), None
+    with DecisionLog(tmp_path / "run.jsonl", regulator.config) as log:
+        for _ in range(12):
+            step, lr = regulator.decision.step, 1e-5 * regulator.decision.factor
+            of, at = before if late and before else (step, lr)
+            if not late or before:
+                regulator.observe(kl=0.003 * (at / 4e-6) ** 2, kl_source=source, of_step=of)
+            before = step, lr
+            regulator.decide()
+            log.write(regulator, lr=lr)
+    assert bearable(read(tmp_path / "run.jsonl"), 0.003) == pytest.approx([bears] * (11 if late else 12))

@@ -316,3 +316,32 @@ def test_bad_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureF
         main(arguments)
     assert stopped.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rewards", "words"),
+    [
+        ([-10.0 + 0.1 * (-1) ** i for i in range(60)], ""),  # steady, rising, and falling back, all below zero
+        ([-10.0 + 8.0 * i / 60 for i in range(60)], ""),
+        ([-2.0 + 0.1 * (-1) ** i for i in range(40)] + [-10.0 + 0.1 * (-1) ** i for i in range(20)],
+         "the task reward ended at -10, from -2"),
+        ([0.5] + [0.2] * 60, ""),  # one lucky step at the start is no best
+    ],
+)  # fmt: skip
+def test_a_collapse_is_a_fall_and_no_sign(tmp_path: Path, rewards: list[float], words: str) -> None:
+    run = logged(tmp_path / "run.jsonl", rewards, Config(20, law="linear"))
+    assert ("collapsed: " + words in report.in_words(run)) == bool(words)
+    assert report.outcome(run).collapsed == bool(words)
+
+
+def test_a_collapse_in_the_evaluation_alone_is_told_as_one(tmp_path: Path) -> None:
+    run = logged(tmp_path / "run.jsonl", [0.9] * 60, Config(20, law="linear"))
+    run.steps[-1]["metrics"] = {"evaluation": 0.3}
+    assert "collapsed: the final score ended at 0.3, after task rewards of 0.9" in report.in_words(run)
+
+
+def test_a_single_tiny_kl_is_drawn_as_text(tmp_path: Path) -> None:
+    run = logged(tmp_path / "run.jsonl", [0.5] * 5, Config(20, law="linear"))
+    for step in run.steps:
+        step["signals"]["kl"] = 1e-10
+    assert "Policy KL" in plain.text([run], 80)

@@ -149,7 +149,7 @@ def _warmup(plan: Plan) -> Iterator[Caution]:
     steps, total = plan.planned_warmup, plan.total_steps
     if (plan.warmup_steps or 0) > 0 and plan.warmup_ratio:
         value = f"{plan.warmup_steps} steps and ratio {plan.warmup_ratio:g}"
-        why = f"both are given; the steps win over the ratio's {int(plan.warmup_ratio * total)}"
+        why = f"both are given; the steps win over the ratio's {plan.rounded(plan.warmup_ratio * total)}"
         yield Caution("warmup", value, why, "give one", "verl, transformers")
     if plan.untuned_warmup and steps >= max(_NEARLY * plan.untuned_warmup, total):
         why = (

@@ -73,6 +73,9 @@ TABLE = {
         "max_tool_calling_iterations": "turns",
         "use_peft": "lora",
         "lora_dropout": "dropout",
+        "kl_in": ".kl_in",  # from here on those of our own PPOTrainer
+        "lora_r": ".lora_rank",
+        "per_device_train_batch_size": ".rows",
     },
 }
 _FORK = {  # Search-R1's own config, for what its launch scripts leave out; known by the mask's key
@@ -81,6 +84,8 @@ _FORK = {  # Search-R1's own config, for what its launch scripts leave out; know
 }  # fmt: skip
 _ESTIMATORS = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"} | {name: name for name in ("k1", "k2", "k3", "abs")}
 _PPO = {"num_ppo_epochs", "num_mini_batches", "cliprange_value"}
+_OWN = {"value_learning_rate", "value_warmup_steps", "kl_in", "measure_kl"}  # of PPOTrainer and no other
+_OWN_OR_GRPO = {"max_completion_length", "task"}  # what TRL's PPO had no word for
 _RLOO = {"normalize_advantages", "reward_clip_range"}
 _GRPO = {"num_generations", "num_iterations", "steps_per_generation", "generation_batch_size", "epsilon_high"}
 
@@ -126,7 +131,7 @@ def _verl_kl(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trainer(raw: dict[str, Any], keys: Set[str]) -> dict[str, Any]:
-    settings = raw | {"host": "transformers", "task": "rl" if keys & (_PPO | _RLOO | _GRPO) else "finetuning"}
+    settings = raw | {"host": "transformers", "task": "rl" if keys & (_PPO | _OWN | _RLOO | _GRPO) else "finetuning"}
     settings["total_steps"] = _if_positive(raw, ".max_steps")
     warmup = NOT_NEGATIVE.read("warmup_steps", raw.get(".warmup", 0))
     settings |= {"warmup_ratio": warmup} if 0 < warmup < 1 else {"warmup_steps": int(warmup)}
@@ -134,7 +139,10 @@ def _trainer(raw: dict[str, Any], keys: Set[str]) -> dict[str, Any]:
         settings["dropout"] = None  # of adapters that are not there
     if settings["task"] == "rl":
         settings |= {"logprob_temperature": raw.get("temperature"), "tool_tokens_masked": True}  # TRL sees to both
-        settings |= _ppo(raw) if keys & _PPO else _group(raw, in_reward=bool(keys & _RLOO))
+        if keys & _OWN or (keys & _PPO and keys & _OWN_OR_GRPO):
+            settings |= _own(raw)
+        else:
+            settings |= _ppo(raw) if keys & _PPO else _group(raw, in_reward=bool(keys & _RLOO))
     return settings
 
 
@@ -142,6 +150,15 @@ def _ppo(raw: dict[str, Any]) -> dict[str, Any]:
     return {"kl_in": "reward", "kl_estimator": raw.get("kl_estimator", "k1"), "critic": True,
             "mini_batches": raw.get(".num_mini_batches"),
             "updates_per_step": _count(raw, ".num_mini_batches") * _count(raw, "epochs")}  # fmt: skip
+
+
+def _own(raw: dict[str, Any]) -> dict[str, Any]:
+    """Of `PPOTrainer`, whose schedule steps once an update."""
+    kl_in, mini_batches = raw.get(".kl_in", "reward"), _count(raw, ".num_mini_batches")
+    rows = _count(raw, ".rows") * _count(raw, ".accumulation") * mini_batches if ".rows" in raw else None
+    lora = {"lora": True} if _if_positive(raw, ".lora_rank") else {}
+    return {"kl_in": kl_in, "kl_estimator": "k1" if kl_in == "reward" else "k3", "critic": True, "batch_size": rows,
+            "mini_batches": mini_batches, "updates_per_step": 1, **lora}  # fmt: skip
 
 
 def _group(raw: dict[str, Any], *, in_reward: bool) -> dict[str, Any]:

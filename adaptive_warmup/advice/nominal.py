@@ -22,11 +22,14 @@ from adaptive_warmup.advice.evidence import (
 )
 from adaptive_warmup.advice.plan import Plan
 from adaptive_warmup.history import Run
+from adaptive_warmup.report.reading import peaks
+from adaptive_warmup.signals import kl_scale
 
 _BASE, _EACH, _MOST = 10, 5, 30  # per cent of the run: of any run, for each complexity, at most
 _SHORTEST, _LONGEST = 10, 1000  # steps: no first update above a tenth of the peak; no warmup for ever
 _MANY_UPDATES = 4  # per rollout: from here on the policy moves within the step
 _FEW_SEQUENCES = 32
+_AFTERWARDS = ("post_update", "probe", "training_probe")  # KLs that are measured after the update
 _EARLY = 8  # measured steps of an earlier run that tell what it bore at its start
 
 
@@ -87,15 +90,18 @@ def law_settings(plan: Plan, exposed: bool) -> tuple[Literal["hold", "stop"], li
 
 
 def bearable(run: Run, target: float) -> list[float]:
-    """For each measured step of an earlier run the lr whose KL would have been `target`: KL grows as lr squared."""
-    return [
-        step["lr"] * math.sqrt(target / step["signals"]["kl"])
-        for step in run.steps
-        if step["lr"] > 0.0
-        and 1e-12 < step["signals"].get("kl", 0.0) < math.inf
-        and step["signals"].get("kl_source", "post_update").partition(":")[0]
-        in ("post_update", "probe", "training_probe")
-    ]
+    """For each measured step of an earlier run the lr whose KL would have been `target`: KL grows as lr squared.
+
+    Of a KL that came late it is the lr of the step that it is of.
+    """
+    found = []
+    for step, peak in zip(run.steps, peaks(run), strict=True):
+        signals = step["signals"]
+        source, kl = signals.get("kl_source", "post_update"), signals.get("kl", 0.0)
+        lr = peak * signals["kl_lr"] if "kl_lr" in signals else step["lr"]
+        if lr > 0.0 and 1e-12 < kl < math.inf and source.partition(":")[0] in _AFTERWARDS:
+            found.append(lr * math.sqrt(target * kl_scale(source) / kl))
+    return found
 
 
 def _base(plan: Plan, share: int, steps: int) -> Reason:

@@ -153,8 +153,11 @@ class Plan:
         """Steps of the warmup that the schedule has already: its steps, else its ratio as the host rounds it."""
         if (self.warmup_steps or 0) > 0:
             return int(self.warmup_steps or 0)
-        product = (self.warmup_ratio or 0.0) * self.total_steps
-        return math.ceil(product) if self.host == "transformers" else int(product)
+        return self.rounded((self.warmup_ratio or 0.0) * self.total_steps)
+
+    def rounded(self, steps: float) -> int:
+        """A share of the run, as the host rounds it."""
+        return math.ceil(steps) if self.host == "transformers" else int(steps)
 
     @property
     def untuned_updates(self) -> int | None:

@@ -107,6 +107,8 @@ class PPO:
 
     def evaluate(self, problems_count: int, seed: int, split: Split = "eval") -> float:
         """The mean score over `problems_count` episodes, sampled as in training; leaves the training untouched."""
+        if problems_count < 1:
+            raise ValueError(f"problems_count={problems_count!r}: give a count of 1 or more")
         problems = self.environment.sample(problems_count, seed, split)
         generator = torch.Generator(self.policy.device).manual_seed(seed)
         size = self.config.batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from adaptive_warmup.history import Run
 from adaptive_warmup.report.reading import adapts, ceilings, gaps
 
 _SMOOTH = 8  # steps of the mean by which a score, or a ceiling, is judged
+_CLEAR = 3.0  # standard errors, of the difference of two such means, that a fall of a score below zero must exceed
 _STEADY = 1.25  # a ceiling that varies by less than this, times, is told as one number
 
 
@@ -23,7 +25,8 @@ class Outcome:
         steps: in the log.
         score: of the final evaluation, or NaN where the run did not come to it.
         area: mean task reward over the steps.
-        collapsed: the last scores are below half of the best, both as means over 8 steps.
+        collapsed: the last scores, or the final one, are below half of the best mean over 8 steps; where scores may be
+            negative, below the middle between the best and the lowest, and by more than noise.
         last_lr, highest_lr: that the run used.
     """
 
@@ -51,12 +54,10 @@ MEANING = (
 
 def outcome(run: Run, name: str | None = None) -> Outcome:
     """The outcome of a run of one step or more; `name` where its own is not enough to tell it from others."""
-    rewards, means = _rewards(run)
+    rewards, _ = _rewards(run)
     lrs = [step["lr"] for step in run.steps if math.isfinite(step["lr"])] or [math.nan]
-    score = run.metric("evaluation")[-1]
-    end = min(x for x in (score, means[-1] if means else math.nan, math.inf) if not math.isnan(x))
-    collapsed = bool(means) and end < 0.5 * max(means)
     name = name or str(run.about.get("arm", run.config.law))
+    score, collapsed = run.metric("evaluation")[-1], _fall(run) is not None
     return Outcome(name, len(run.steps), score, _mean(rewards), collapsed, lrs[-1], max(lrs))
 
 
@@ -73,9 +74,24 @@ def short(value: float) -> str:
 
 
 def _rewards(run: Run) -> tuple[list[float], list[float]]:
-    """The task rewards that were reported, and their running means."""
+    """The task rewards that were reported, and their means over 8 steps; over all of them where they are fewer."""
     rewards = [reward for reward in run.signal("task_reward") if math.isfinite(reward)]
-    return rewards, [_mean(rewards[max(i - _SMOOTH + 1, 0) : i + 1]) for i in range(len(rewards))]
+    ends = range(min(_SMOOTH, len(rewards)), len(rewards) + 1) if rewards else ()
+    return rewards, [_mean(rewards[max(end - _SMOOTH, 0) : end]) for end in ends]
+
+
+def _fall(run: Run) -> tuple[str, float, float] | None:
+    """Of a collapse: what fell, where it ended, and the best that the task reward was."""
+    rewards, means = _rewards(run)
+    if not means:
+        return None
+    best, floor = max(means), min(0.0, *means)
+    apart = [after - before for before, after in itertools.pairwise(rewards)]
+    noise = _CLEAR * math.sqrt(_mean([x * x for x in apart]) / _SMOOTH) if floor < 0.0 and apart else 0.0
+    for what, end in (("task reward", means[-1]), ("final score", run.metric("evaluation")[-1])):
+        if end - floor < 0.5 * (best - floor) and best - end > noise:
+            return what, end, best
+    return None
 
 
 def _warmup(run: Run, held: bool) -> Iterator[str]:
@@ -109,9 +125,10 @@ def _held(run: Run) -> Iterator[str]:
 
 
 def _collapse(run: Run) -> Iterator[str]:
-    if outcome(run).collapsed:
-        _, means = _rewards(run)
-        yield f"collapsed: the task reward ended at {means[-1]:.2g}, from {max(means):.2g}"
+    if fall := _fall(run):
+        what, end, best = fall
+        came = "from" if what == "task reward" else "after task rewards of"
+        yield f"collapsed: the {what} ended at {end:.2g}, {came} {best:.2g}"
 
 
 def _alarms(run: Run) -> Iterator[str]:

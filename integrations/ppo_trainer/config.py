@@ -112,6 +112,9 @@ class PPOConfig(TrainingArguments):
         for name in ("total_episodes", "local_rollout_forward_batch_size", "value_warmup_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a count of 1 or more, or None")
+        for name in ("num_ppo_epochs", "num_mini_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give a count of 1 or more")
         rollout = self.algorithm().batch_size
         if self.total_episodes is not None:
             self.max_steps = math.ceil(self.total_episodes / rollout) * self.updates_per_rollout

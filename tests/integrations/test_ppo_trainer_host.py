@@ -10,12 +10,18 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    Gemma3Config,
+    OPTConfig,
+    TrainerCallback,
+)
 
 from adaptive_warmup.history import read
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
-from adaptive_warmup.ppo import ValueHead, response_logprobs
+from adaptive_warmup.ppo import Problem, ValueHead, ValueModel, response_logprobs
 from tests.integrations.ppo_trainers import PROMPTS, logged, make, settings
 from tests.integrations.tiny import low_bytes, model, saved, tokenizer
 from tests.integrations.trainers import same, weights
@@ -286,10 +292,102 @@ def test_bad_input_that_shows_as_it_trains(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="value_warmup_steps=3: it needs the optimizer that PPOTrainer makes, and a"):
         trainer.train()
-    with pytest.raises(ValueError, match="ref_model is the policy itself"):
+    with pytest.raises(ValueError, match="the reference shares parameters with the policy"):
         make(tmp_path, policy, parts={"ref_model": policy})
 
 
 def test_total_episodes_sets_the_steps(tmp_path: Path) -> None:
     args = settings(tmp_path, total_episodes=33, num_mini_batches=2, num_ppo_epochs=3)
     assert args.max_steps == 3 * 6  # three rollouts of 16
+
+
+# What a user may not think of
+
+
+def test_a_checkpoint_of_16_bits_is_trained_in_32_and_a_model_of_16_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model().to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    parts = {"ref_model": str(tmp_path / "half"), "value_model": str(tmp_path / "half")}
+    trainer = make(tmp_path, str(tmp_path / "half"), parts=parts)
+    models = trainer.model.policy, trainer.reference, trainer.model.critic
+    assert {p.dtype for one in models for p in one.parameters()} == {torch.float32}
+    assert "16 bits" not in caplog.text
+    kept = make(tmp_path, str(tmp_path / "half"), model_init_kwargs={"dtype": "bfloat16"})
+    assert kept.model.policy.dtype == torch.bfloat16
+    assert "weights are of 16 bits" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"ref_model": 0, "peft_config": LoraConfig(r=2, target_modules="all-linear")}, "the reference shares"),
+        ({"value_model": 0}, "the critic shares parameters with the policy"),
+        (
+            {"value_model": 0, "peft_config": LoraConfig(r=2, target_modules="all-linear")},
+            "critic shares .* the policy",
+        ),
+        ({"value_model": 1, "ref_model": 1}, "the critic shares parameters with the reference"),
+    ],
+)
+def test_models_given_twice_are_refused(tmp_path: Path, parts: dict[str, Any], words: str) -> None:
+    """A number stands for a model: 0 for the policy, 1 for another."""
+    both = model(), model()
+    given = {name: both[part] if isinstance(part, int) else part for name, part in parts.items()}
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, both[0], parts=given)
+
+
+def test_reward_functions_of_one_name_count_each(tmp_path: Path) -> None:
+    one, two = (lambda completions, worth=worth, **_: [worth] * len(completions) for worth in (1.0, 0.5))
+    trainer = make(tmp_path, parts={"reward_funcs": [one, two]}, max_steps=1)
+    trainer.train()
+    assert logged(trainer, "objective/scores") == [1.5]
+    assert (logged(trainer, "rewards/<lambda>/mean"), logged(trainer, "rewards/<lambda>_2/mean")) == ([1.0], [0.5])
+
+
+def test_problems_may_have_any_answer_and_rows_of_a_list_differ(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def reward(**given: Any) -> list[float]:
+        seen.append(given)
+        return [0.0] * 8
+
+    problems = [Problem(f"one {i}", {"target": i}) for i in range(8)]
+    rows = [{"prompt": f"one {i}", **({"hint": "x"} if i == 3 else {})} for i in range(8)]
+    for data in (problems, rows):
+        make(tmp_path, parts={"reward_funcs": reward, "train_dataset": data}, max_steps=1).train()
+    assert sorted(answer["target"] for answer in seen[0]["answer"]) == list(range(8))
+    assert sorted(hint or "" for hint in seen[1]["hint"]) == [*[""] * 7, "x"]
+
+
+def test_what_counts_up_is_logged_as_it_is_now_and_a_second_run_begins_anew(tmp_path: Path) -> None:
+    trainer = make(tmp_path, max_steps=6, logging_steps=4, lr_scheduler_type="linear")
+    trainer.train()
+    assert logged(trainer, "episode") == [4 * 8]  # the last two steps are never logged ...
+    assert logged(trainer, "value_lr") == [pytest.approx(1e-2 * 3 / 6)]
+    trainer.train()
+    assert logged(trainer, "episode") == [4 * 8]  # ... and are not in the first log of the next run
+
+
+def test_a_critic_of_a_policy_whose_text_model_lies_within() -> None:
+    """Gemma 3's config has no width of its own; and OPT's last states are not as wide as its layers."""
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 16,
+    }
+    text |= {"vocab_size": 40, "num_key_value_heads": 1, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sight |= {"image_size": 28, "patch_size": 14}
+    images = {"image_token_index": 37, "boi_token_index": 38, "eoi_token_index": 39}
+    opt = {"vocab_size": 40, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for config in (
+        Gemma3Config(text_config=text, vision_config=sight, **images),
+        OPTConfig(**opt, word_embed_proj_dim=16, max_position_embeddings=32),
+    ):
+        critic = ValueModel.copy_of(AutoModelForCausalLM.from_config(config))
+        ids = torch.tensor([[3, 4, 5, 6]])
+        assert critic(ids, torch.ones_like(ids), 2).tolist() == [[0.0, 0.0]]

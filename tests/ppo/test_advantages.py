@@ -78,3 +78,8 @@ def test_vmap_over_stacked_runs():
     penalised = torch.func.vmap(kl_penalised_rewards, in_dims=(0, 0, 0, 0, None))(scores, rewards, values, mask, 0.1)
     torch.testing.assert_close(penalised[1], kl_penalised_rewards(scores[1], rewards[1], values[1], mask[1], 0.1))
     torch.testing.assert_close(torch.func.vmap(whiten)(values, mask)[2], whiten(values[2], mask[2]))
+
+
+@pytest.mark.parametrize("value", [0.0, 33.3, 333.3, -3333.0])
+def test_a_constant_is_whitened_to_next_to_nothing(value):
+    assert whiten(torch.full((64, 20), value), torch.ones(64, 20, dtype=torch.bool)).abs().max() < 0.03

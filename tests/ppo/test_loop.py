@@ -14,6 +14,7 @@ from adaptive_warmup.ppo import (
     PPO,
     PPOConfig,
     ValueHead,
+    ValueModel,
     assess,
     mini_batch_losses,
     mini_batches,
@@ -295,10 +296,32 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(make_ppo, tool_tas
     assert not torch.equal(before, parameters(ppo))
 
 
-def test_the_reference_must_not_be_the_policy(make_policy, tokenizer, copy_task):
-    policy = make_policy()
-    with pytest.raises(ValueError, match=r"give copy\.deepcopy\(policy\)"):
-        PPO(PPOConfig(), policy, policy, copy_task, tokenizer)
+def test_models_that_one_trains_and_another_holds_must_be_apart(make_policy, tokenizer, copy_task):
+    policy, other = make_policy(), make_policy()
+    for reference, critic, says in [
+        (policy, None, r"reference shares parameters with the policy.*give copy\.deepcopy\(policy\)"),
+        (other, ValueModel(policy.base_model), "critic shares parameters with the policy: give a model of its own, or"),
+        (other, ValueModel(other.base_model), "critic shares parameters with the reference"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            PPO(PPOConfig(), policy, reference, copy_task, tokenizer, critic)
+        assert all(parameter.requires_grad for parameter in policy.parameters())
+    with pytest.raises(ValueError, match="no parameter to train"):
+        PPO(PPOConfig(), make_policy().requires_grad_(False), other, copy_task, tokenizer)
+
+
+@pytest.mark.parametrize("kl_in", ["reward", "loss"])
+def test_an_inserted_token_that_the_policy_rules_out_is_in_no_gradient(make_ppo, tool_task, kl_in):
+    """The reference finds it e^200 times likelier: the k3 of it overflows, and counts nowhere."""
+
+    ppo = make_ppo(environment=tool_task, kl_in=kl_in, max_response_tokens=6)
+    less = torch.zeros(len(ppo.tokenizer))
+    less[ppo.tokenizer.convert_tokens_to_ids("x")] = -200.0  # which the environment writes, and now the policy never
+    ppo.policy.lm_head.register_forward_hook(lambda module, inputs, logits: logits + less)
+    for _ in range(2):
+        report = ppo.step()
+        assert report["skipped_updates"] == 0
+        assert math.isfinite(report["policy/grad_norm"])
 
 
 # Learning

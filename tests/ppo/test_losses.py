@@ -76,3 +76,12 @@ def test_vmap_over_stacked_runs():
         single = [loss(*(x[i] for x in inputs), mask[i], 0.2) for i in range(4)]
         torch.testing.assert_close(stacked, torch.stack(single))
     torch.testing.assert_close(torch.func.vmap(entropy)(a), entropy(a))
+
+
+def test_what_overflows_off_the_mask_is_in_no_gradient():
+    """exp(200) is infinite: at a token that nobody sampled it must not turn the other's gradient into NaN."""
+    now, old = torch.tensor([[0.5, 200.0]], requires_grad=True), torch.zeros(1, 2)
+    mask, advantages = torch.tensor([[True, False]]), torch.ones(1, 2)
+    policy_loss(now, old, advantages, mask, clip_range=1.0).backward()
+    assert now.grad.tolist() == [[pytest.approx(-math.exp(0.5)), 0.0]]
+    assert clip_fraction(now, old, advantages, mask, clip_range=1.0) == 0.0

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 from adaptive_warmup.ppo import ActorCritic, Problem, ValueHead, response_logprobs, rollout
 
@@ -194,6 +194,19 @@ def test_the_training_mode_is_given_back(tokenizer, make_policy, copy_task):
     assert policy.training
 
 
+def test_a_checkpoint_of_chats_may_name_further_tokens_that_end_an_episode(tokenizer, scripted_policy, task_of):
+    """As Gemma's does, whose turns end otherwise than its texts. What a bare config says is no such name."""
+    policy, end = scripted_policy(script(tokenizer, "=abbb"), len(tokenizer)), tokenizer.convert_tokens_to_ids("b")
+    problems, task = [Problem("q=", None)], task_of((), [])
+    arguments = {"max_response_tokens": 4}
+    policy.generation_config = GenerationConfig(eos_token_id=[tokenizer.eos_token_id, end])
+    ended = rollout(policy, tokenizer, task, problems, generator=generator(), **arguments)
+    assert (ended.responses, ended.finished_B.tolist()) == (["a"], [True])
+    policy.generation_config = GenerationConfig.from_model_config(LlamaConfig(eos_token_id=end))
+    plain = rollout(policy, tokenizer, task, problems, generator=generator(), **arguments)
+    assert plain.responses[0].startswith("ab")
+
+
 def test_a_policy_gone_to_nan_does_not_crash(tokenizer, make_policy, copy_task):
     policy = make_policy()
     with torch.no_grad():
@@ -212,3 +225,13 @@ def test_errors_quote_the_value_and_the_remedy(tokenizer, make_policy, copy_task
         rollout(policy, tokenizer, copy_task, [Problem("", "1")], max_response_tokens=2, generator=generator())
     with pytest.raises(ValueError, match=r"max_response_tokens=99 do not fit the policy's 64 positions: shorten"):
         rollout(policy, tokenizer, copy_task, [Problem("1=", "1")], max_response_tokens=99, generator=generator())
+
+
+def test_a_policy_without_a_cache_and_an_empty_stop_are_refused(tokenizer, make_policy, copy_task):
+    arguments = {"max_response_tokens": 3, "generator": generator()}
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4))
+    with pytest.raises(ValueError, match="MambaForCausalLM keeps no past_key_values"):
+        rollout(mamba, tokenizer, copy_task, copy_task.sample(2, 0), **arguments)
+    copy_task.stops = ("",)
+    with pytest.raises(ValueError, match="have an empty one"):
+        rollout(make_policy(), tokenizer, copy_task, copy_task.sample(2, 0), **arguments)
