@@ -101,7 +101,8 @@ class AdaptiveWarmup(LRScheduler):
         """Cut the lr of the coming update if its gradient is an outlier. Optional; between clipping and the update.
 
         Args:
-            grad_norm: L2 norm before clipping, as a float: the caller pays for reading it. `group` as in `observe`.
+            grad_norm: L2 norm before clipping, as a float: the caller pays for reading it. `group` as in `observe`. It
+                is held against the norms that are observed: where a step has many updates, observe one of theirs.
 
         Returns:
             What the lr was multiplied by, in (0, 1]. `step()` restores it.
