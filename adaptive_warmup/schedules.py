@@ -66,7 +66,9 @@ def nominal_warmup(warmup_steps: int | Sequence[int] | None, schedule: LRSchedul
     if warmup_steps is not None and inner:
         _log.warning("the schedule's own warmup of %d steps is replaced by warmup_steps=%s", inner, warmup_steps)
     if schedule and _begins_low(schedule):
-        _log.warning("%s begins below its peak: if it warms up, it and this warmup multiply", type(schedule).__name__)
+        remedy = "; if its lambda returns whole lrs, give the optimizer the peak lr, and let it return shares of that"
+        words = "%s begins below its peak: if it warms up, it and this warmup multiply%s"
+        _log.warning(words, type(schedule).__name__, remedy if isinstance(schedule, LambdaLR) else "")
     return inner if warmup_steps is None else warmup_steps
 
 

@@ -176,6 +176,11 @@ def test_a_schedule_that_begins_low_is_said_to_warm_up_besides(
     assert "begins below its peak: if it warms up, it and this warmup multiply" in caplog.text
 
 
+def test_of_a_lambda_that_returns_whole_lrs_the_remedy_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    nominal_warmup(20, LambdaLR(optimizer_of(1.0), lambda t: 1e-4))
+    assert "if its lambda returns whole lrs, give the optimizer the peak lr" in caplog.text
+
+
 def test_a_schedule_that_has_come_down_is_not_said_to_begin_low(caplog: pytest.LogCaptureFixture) -> None:
     schedule = ExponentialLR(optimizer_of(1e-3), 0.5)
     drive(schedule, [{}] * 5)
