@@ -23,6 +23,11 @@ class GroupLrs:
         self._written: list[tuple[float, int]] = []  # what we left in the groups, and a tensor's version
         self._overruled = False  # said once that another scheduler is at odds with this one
 
+    @property
+    def written(self) -> list[float]:
+        """What was last written into each group, or seen there by `see_moves`."""
+        return [lr for lr, _ in self._written]
+
     def begin(self, lrs: Iterable[float | Tensor]) -> None:
         """Begin with as many groups as the schedules have lrs."""
         self.scheduled = [float(lr) for lr in lrs]
@@ -69,7 +74,7 @@ class GroupLrs:
     def state(self) -> dict[str, list[float]]:
         """Plain: what the schedules say, what was written, and what is there now."""
         found = [float(group["lr"]) for group in self.optimizer.param_groups[: len(self.scheduled)]]
-        return {"lrs": list(self.scheduled), "written": [lr for lr, _ in self._written], "found": found}
+        return {"lrs": list(self.scheduled), "written": self.written, "found": found}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """The inverse of `state`: what was found is put into the groups."""

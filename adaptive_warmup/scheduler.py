@@ -41,7 +41,8 @@ class AdaptiveWarmup(LRScheduler):
             computes the next lr from the last one may instead run beside this one, as in torch's `ChainedScheduler`.
         warmup_steps: the nominal warmup. May be left out where the schedule has one built in.
         log: a `DecisionLog`, or the path of one, to write each step into; of several processes the first one writes,
-            and where groups have controllers of their own, it is the first group's.
+            and where groups have controllers of their own, it is the first group's. Its `lr` is what this scheduler
+            left in the first group for the step; of several updates with `check_gradient`, the last one's.
         settings: those of `Config` by name. Any of them, `warmup_steps` too, may be a list with an entry for each
             param group: each group then has a controller of its own, as actor and critic need.
 
@@ -184,12 +185,12 @@ class AdaptiveWarmup(LRScheduler):
             self._lrs.scheduled = scheduled_lrs(self._schedule)
 
     def _advance(self) -> None:
-        used, scales = self.decision.factor, self._scales()
+        used, scales = self._lrs.written[0], self._scales()
         for regulator, scale in zip(self._regulators, scales if self.per_group else [max(scales)], strict=True):
             regulator.decide(scale)
         self._lrs.see_moves(self.base_lrs, self._factor)
         if self._log:
-            self._log.write(self._regulators[0], lr=self._lrs.scheduled[0] * used)
+            self._log.write(self._regulators[0], lr=used)
         added = self._lrs.take_in(self.base_lrs)
         if self.per_group:
             self._regulators += [Regulator(self._regulators[-1].config) for _ in range(added)]
