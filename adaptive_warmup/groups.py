@@ -30,6 +30,7 @@ class GroupLrs:
 
     def begin(self, lrs: Iterable[float | Tensor]) -> None:
         """Begin with as many groups as the schedules have lrs."""
+        self._part()
         self.scheduled = [float(lr) for lr in lrs]
         self._written = [(0.0, _UNKNOWN)] * len(self.scheduled)
 
@@ -63,6 +64,7 @@ class GroupLrs:
 
     def take_in(self, bases: list[float | Tensor]) -> int:
         """Groups that were added to the optimizer join in, at the lr that they came with; how many there were."""
+        self._part()
         added = self.optimizer.param_groups[len(self.scheduled) :]
         for group in added:
             lr = float(group["lr"])
@@ -82,6 +84,14 @@ class GroupLrs:
         for index, lr in enumerate(saved["found"]):
             self.write(index, lr)
         self._written = [(lr, _UNKNOWN) for lr in saved["written"]]  # beside what was found: a move still shows
+
+    def _part(self) -> None:
+        """A tensor for each group: of `Adam([...], lr=tensor)` all groups hold the same one."""
+        seen: set[int] = set()
+        for group in self.optimizer.param_groups:
+            if isinstance(lr := group["lr"], Tensor) and id(lr) in seen:
+                group["lr"] = lr.detach().clone()
+            seen.add(id(lr))
 
     def _follow(self, index: int, lr: float, base: float, factor: float) -> None:
         scheduled, written = self.scheduled[index], self._written[index][0]
