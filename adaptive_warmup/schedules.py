@@ -16,16 +16,31 @@ _log = logging.getLogger("adaptive_warmup")
 
 
 def unwrap(target: Any) -> tuple[Optimizer, LRScheduler | None]:
-    """The optimizer, and the schedule on it if `target` is one; TypeError where it is neither."""
+    """The optimizer, and the schedule on it if `target` is one; TypeError where it is neither.
+
+    ValueError: as `check_lrs`.
+    """
     if isinstance(target, Optimizer):
-        return target, None
+        return check_lrs(target), None
     if isinstance(target, LRScheduler) and not wants_a_metric(target):
-        return target.optimizer, target
+        return check_lrs(target.optimizer), target
     raise TypeError(
         f"AdaptiveWarmup wraps an optimizer or a schedule, not {type(target).__name__}. A schedule that wants a metric"
         " (ReduceLROnPlateau): wrap the optimizer, and go on stepping that schedule yourself. One that Accelerate"
         " has prepared: wrap before `prepare`."
     )
+
+
+def check_lrs(optimizer: Optimizer) -> Optimizer:
+    """The optimizer; ValueError where it makes its own lr, as Adafactor does with a relative step."""
+    for group in optimizer.param_groups:
+        if (lr := group.get("lr")) is None or group.get("relative_step"):
+            raise ValueError(
+                f"lr={lr} of {type(optimizer).__name__}, relative_step={group.get('relative_step')}: it makes its own"
+                " lr, which no warmup can set. Give it one, such as lr=1e-3; transformers' Adafactor wants"
+                " relative_step=False and warmup_init=False with it, and no AdafactorSchedule."
+            )
+    return optimizer
 
 
 def built_in_warmup(schedule: LRScheduler | None) -> int:

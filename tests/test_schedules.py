@@ -228,6 +228,13 @@ def test_an_optimizer_or_a_schedule_on_one_can_be_wrapped() -> None:
     assert unwrap(schedule) == (optimizer, schedule)
 
 
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_an_optimizer_that_makes_its_own_lr_is_refused(scheduled: bool) -> None:
+    adafactor = transformers.Adafactor([torch.nn.Parameter(torch.ones(1))])
+    with pytest.raises(ValueError, match=r"lr=(None|0\.0) of Adafactor, relative_step=True: .* lr=1e-3; .*_step=False"):
+        unwrap(transformers.optimization.AdafactorSchedule(adafactor) if scheduled else adafactor)
+
+
 @pytest.mark.parametrize(
     ("target", "says"),
     [
