@@ -23,8 +23,14 @@ class GroupLrs:
         self._written: list[tuple[float, int]] = []  # what we left in the groups, and a tensor's version
         self._overruled = False  # said once that another scheduler is at odds with this one
 
+    @property
+    def written(self) -> list[float]:
+        """What was last written into each group, or seen there by `see_moves`."""
+        return [lr for lr, _ in self._written]
+
     def begin(self, lrs: Iterable[float | Tensor]) -> None:
         """Begin with as many groups as the schedules have lrs."""
+        self._part()
         self.scheduled = [float(lr) for lr in lrs]
         self._written = [(0.0, _UNKNOWN)] * len(self.scheduled)
 
@@ -58,6 +64,7 @@ class GroupLrs:
 
     def take_in(self, bases: list[float | Tensor]) -> int:
         """Groups that were added to the optimizer join in, at the lr that they came with; how many there were."""
+        self._part()
         added = self.optimizer.param_groups[len(self.scheduled) :]
         for group in added:
             lr = float(group["lr"])
@@ -69,7 +76,7 @@ class GroupLrs:
     def state(self) -> dict[str, list[float]]:
         """Plain: what the schedules say, what was written, and what is there now."""
         found = [float(group["lr"]) for group in self.optimizer.param_groups[: len(self.scheduled)]]
-        return {"lrs": list(self.scheduled), "written": [lr for lr, _ in self._written], "found": found}
+        return {"lrs": list(self.scheduled), "written": self.written, "found": found}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """The inverse of `state`: what was found is put into the groups."""
@@ -77,6 +84,14 @@ class GroupLrs:
         for index, lr in enumerate(saved["found"]):
             self.write(index, lr)
         self._written = [(lr, _UNKNOWN) for lr in saved["written"]]  # beside what was found: a move still shows
+
+    def _part(self) -> None:
+        """A tensor for each group: of `Adam([...], lr=tensor)` all groups hold the same one."""
+        seen: set[int] = set()
+        for group in self.optimizer.param_groups:
+            if isinstance(lr := group["lr"], Tensor) and id(lr) in seen:
+                group["lr"] = lr.detach().clone()
+            seen.add(id(lr))
 
     def _follow(self, index: int, lr: float, base: float, factor: float) -> None:
         scheduled, written = self.scheduled[index], self._written[index][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -16,6 +17,8 @@ from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.quoting import quoted
 from adaptive_warmup.regulator import Regulator, opened, sealed
 from adaptive_warmup.schedules import nominal_warmup, peak_lrs, scheduled_lrs, unwrap
+
+_log = logging.getLogger("adaptive_warmup")
 
 
 class AdaptiveWarmup(LRScheduler):
@@ -38,7 +41,8 @@ class AdaptiveWarmup(LRScheduler):
             computes the next lr from the last one may instead run beside this one, as in torch's `ChainedScheduler`.
         warmup_steps: the nominal warmup. May be left out where the schedule has one built in.
         log: a `DecisionLog`, or the path of one, to write each step into; of several processes the first one writes,
-            and where groups have controllers of their own, it is the first group's.
+            and where groups have controllers of their own, it is the first group's. Its `lr` is what this scheduler
+            left in the first group for the step; of several updates with `check_gradient`, the last one's.
         settings: those of `Config` by name. Any of them, `warmup_steps` too, may be a list with an entry for each
             param group: each group then has a controller of its own, as actor and critic need.
 
@@ -64,6 +68,7 @@ class AdaptiveWarmup(LRScheduler):
         self.per_group = any(isinstance(value, (list, tuple)) for value in settings.values())
         self._regulators = [Regulator(config) for config in configs]
         self._lrs = GroupLrs(optimizer)
+        self._surpassed = False  # said once that the schedule rises above its peak
         super().__init__(optimizer)
         self._log = DecisionLog.of(log, lr=float(self.base_lrs[0])) if log is not None else None
         if self._log:
@@ -181,14 +186,12 @@ class AdaptiveWarmup(LRScheduler):
             self._lrs.scheduled = scheduled_lrs(self._schedule)
 
     def _advance(self) -> None:
-        used = self.decision.factor
-        pairs = zip(self._lrs.scheduled, self.base_lrs, strict=True)
-        scales = [lr / float(base) if base else 0.0 for lr, base in pairs]
+        used, scales = self._lrs.written[0], self._scales()
         for regulator, scale in zip(self._regulators, scales if self.per_group else [max(scales)], strict=True):
             regulator.decide(scale)
         self._lrs.see_moves(self.base_lrs, self._factor)
         if self._log:
-            self._log.write(self._regulators[0], lr=self._lrs.scheduled[0] * used)
+            self._log.write(self._regulators[0], lr=used)
         added = self._lrs.take_in(self.base_lrs)
         if self.per_group:
             self._regulators += [Regulator(self._regulators[-1].config) for _ in range(added)]
@@ -196,6 +199,19 @@ class AdaptiveWarmup(LRScheduler):
             self._lrs.show()
             self._schedule.step()
             self._lrs.scheduled = scheduled_lrs(self._schedule)
+
+    def _scales(self) -> list[float]:
+        """The multipliers of the schedules, at most 1: a rise above the peak that is known raises no KL target."""
+        pairs = [(lr, float(base)) for lr, base in zip(self._lrs.scheduled, self.base_lrs, strict=True)]
+        above = [pair for pair in pairs if pair[0] > 1.000001 * pair[1]]
+        if above and not self._surpassed:
+            self._surpassed = True
+            _log.warning(
+                "the schedule's lr %.3g is above the peak that is known of it, %.3g, and the KL target is of that peak:"
+                " give the optimizer the highest lr, and let the schedule go down from it",
+                *above[0],
+            )
+        return [min(lr / base, 1.0) if base else 0.0 for lr, base in pairs]
 
     def _of(self, index: int) -> Regulator:
         return self._regulators[index if self.per_group else 0]

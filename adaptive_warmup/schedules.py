@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import getclosurevars, isfunction, signature
 from typing import Any
 
 from torch import Tensor
-from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import ChainedScheduler, CyclicLR, LambdaLR, LRScheduler, OneCycleLR, SequentialLR
 from torch.optim.optimizer import Optimizer
 
 _log = logging.getLogger("adaptive_warmup")
 
 
 def unwrap(target: Any) -> tuple[Optimizer, LRScheduler | None]:
-    """The optimizer, and the schedule on it if `target` is one; TypeError where it is neither."""
+    """The optimizer, and the schedule on it if `target` is one; TypeError where it is neither.
+
+    ValueError: as `check_lrs`.
+    """
     if isinstance(target, Optimizer):
-        return target, None
+        return check_lrs(target), None
     if isinstance(target, LRScheduler) and not wants_a_metric(target):
-        return target.optimizer, target
+        return check_lrs(target.optimizer), target
     raise TypeError(
         f"AdaptiveWarmup wraps an optimizer or a schedule, not {type(target).__name__}. A schedule that wants a metric"
         " (ReduceLROnPlateau): wrap the optimizer, and go on stepping that schedule yourself. One that Accelerate"
         " has prepared: wrap before `prepare`."
     )
+
+
+def check_lrs(optimizer: Optimizer) -> Optimizer:
+    """The optimizer; ValueError where it makes its own lr, as Adafactor does with a relative step."""
+    for group in optimizer.param_groups:
+        if (lr := group.get("lr")) is None or group.get("relative_step"):
+            raise ValueError(
+                f"lr={lr} of {type(optimizer).__name__}, relative_step={group.get('relative_step')}: it makes its own"
+                " lr, which no warmup can set. Give it one, such as lr=1e-3; transformers' Adafactor wants"
+                " relative_step=False and warmup_init=False with it, and no AdafactorSchedule."
+            )
+    return optimizer
 
 
 def built_in_warmup(schedule: LRScheduler | None) -> int:
@@ -36,13 +51,21 @@ def built_in_warmup(schedule: LRScheduler | None) -> int:
     """
     if not isinstance(schedule, LambdaLR):
         return 0
-    return max([int(_settings(fn).get("num_warmup_steps") or 0) for fn in schedule.lr_lambdas], default=0)
+    return max(map(_warmup, schedule.lr_lambdas), default=0)
 
 
-def _settings(fn: Any) -> Mapping[str, Any]:
-    if isinstance(fn, partial):
-        return fn.keywords
-    return getclosurevars(fn).nonlocals if isfunction(fn) else {}
+def _warmup(fn: Any) -> int:
+    """Warmup steps among the settings of a lambda; 0 where it has none, or what is called so is no number."""
+    try:
+        found = fn.keywords if isinstance(fn, partial) else getclosurevars(fn).nonlocals if isfunction(fn) else {}
+        return int(found.get("num_warmup_steps") or 0)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # ValueError also of a cell that is still empty
+        return 0
+
+
+def _peak(fn: Callable[[int], float], warmup: int) -> float:
+    """Where the warmup of a lambda ends; at its last step where it is as long as the run, and 0 follows."""
+    return float(max(fn(warmup - 1), fn(warmup)))
 
 
 def default_warmup_steps(steps: int) -> int:
@@ -58,7 +81,9 @@ def nominal_warmup(warmup_steps: int | Sequence[int] | None, schedule: LRSchedul
     if warmup_steps is not None and inner:
         _log.warning("the schedule's own warmup of %d steps is replaced by warmup_steps=%s", inner, warmup_steps)
     if schedule and _begins_low(schedule):
-        _log.warning("%s begins below its peak: if it warms up, it and this warmup multiply", type(schedule).__name__)
+        remedy = "; if its lambda returns whole lrs, give the optimizer the peak lr, and let it return shares of that"
+        words = "%s begins below its peak: if it warms up, it and this warmup multiply%s"
+        _log.warning(words, type(schedule).__name__, remedy if isinstance(schedule, LambdaLR) else "")
     return inner if warmup_steps is None else warmup_steps
 
 
@@ -72,15 +97,17 @@ def _begins_low(schedule: LRScheduler) -> bool:
 
 
 def scheduled_lrs(schedule: LRScheduler) -> list[float]:
-    """The lrs of the schedule as if it had no warmup: its peak while its built-in warmup lasts.
+    """The lrs of the schedule as if it had no warmup: of each group its own peak while its built-in warmup lasts.
 
     So our warmup takes the place of the schedule's own instead of doubling up with it, and what comes after, decay
     included, stays as the user set it, at the same steps. The param groups must hold what the schedule wrote there.
     """
-    warmup = built_in_warmup(schedule)
-    if warmup and schedule.last_epoch < warmup:
-        return [float(lr) for lr in schedule.base_lrs]
-    return [float(group["lr"]) for group in schedule.optimizer.param_groups]
+    lrs = [float(group["lr"]) for group in schedule.optimizer.param_groups]
+    if isinstance(schedule, LambdaLR):
+        for index, (fn, base) in enumerate(zip(schedule.lr_lambdas, schedule.base_lrs, strict=True)):
+            if schedule.last_epoch < (warmup := _warmup(fn)):
+                lrs[index] = float(base) * _peak(fn, warmup)
+    return lrs
 
 
 def write_lrs(optimizer: Optimizer, lrs: Sequence[float]) -> None:
@@ -98,13 +125,23 @@ def drive(schedule: LRScheduler, factor: float) -> None:
 
 
 def peak_lrs(schedule: LRScheduler | None, initial: Sequence[float | Tensor]) -> list[float]:
-    """The lrs that the schedule tops out at: the initial ones, but for the two schedules that rise from them."""
-    peaks: Sequence[float | Tensor] = initial
+    """The lrs that the schedule tops out at: the initial ones, but for those that are known to have a peak elsewhere.
+
+    Of a composite the highest of its parts'. Of a lambda only the end of its built-in warmup is known.
+    """
+    peaks = [float(lr) for lr in initial]
     if isinstance(schedule, OneCycleLR):
-        peaks = [group["max_lr"] for group in schedule.optimizer.param_groups]
+        peaks = [float(group["max_lr"]) for group in schedule.optimizer.param_groups]
     elif isinstance(schedule, CyclicLR):
-        peaks = schedule.max_lrs
-    return [float(lr) for lr in peaks]
+        peaks = [float(lr) for lr in schedule.max_lrs]
+    elif isinstance(schedule, (SequentialLR, ChainedScheduler)):
+        parts = [peak_lrs(part, initial) for part in schedule._schedulers]
+        peaks = [max(tops) for tops in zip(*parts, strict=True)]
+    elif isinstance(schedule, LambdaLR):
+        for index, fn in enumerate(schedule.lr_lambdas):
+            if warmup := _warmup(fn):
+                peaks[index] *= _peak(fn, warmup)
+    return peaks
 
 
 def wants_a_metric(schedule: LRScheduler) -> bool:

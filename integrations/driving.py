@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from adaptive_warmup.scheduler import AdaptiveWarmup
 from adaptive_warmup.schedules import (
     built_in_warmup,
+    check_lrs,
     default_warmup_steps,
     peak_lrs,
     scheduled_lrs,
@@ -46,13 +47,14 @@ class DrivenLrs:
         peak: of the first group's schedule.
 
     Raises:
-        ValueError: the schedule is not the optimizer's, or warms up by feedback already.
+        ValueError: the schedule is not the optimizer's, or warms up by feedback already; as `check_lrs`.
     """
 
     def __init__(self, optimizer: Any, schedule: Any) -> None:
         self.optimizer = optimizer
         self.schedule = getattr(schedule, "scheduler", schedule)  # AcceleratedScheduler
         _check(optimizer, self.schedule)
+        check_lrs(_layers(optimizer)[-1])
         self._metric_driven = wants_a_metric(self.schedule)
         self._written: list[float] = []  # what we left in the param groups; empty while they hold the schedule's lrs
         # Noted in the groups for the schedules that do not; with them it is saved and loaded.

@@ -146,6 +146,21 @@ def test_the_peak_of_one_cycle_is_its_max_lr_not_where_it_begins() -> None:
     assert max(scales) == pytest.approx(1.0, rel=0.05)
 
 
+def test_a_schedule_that_rises_above_the_peak_known_of_it_raises_no_kl_target(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = optimizer_of(1e-4)
+    rising = LambdaLR(optimizer, lambda t: min(1.0 + 0.2 * t, 10.0))
+    scheduler = AdaptiveWarmup(rising, warmup_steps=10, min_target_kl=0.01)
+    kls = []
+    for _ in range(100):
+        kls.append(0.5 * (lrs_of(optimizer)[0] / 1e-3) ** 2)  # 50 targets at its top
+        drive(scheduler, [{"kl": kls[-1]}])
+    assert max(kls) < 0.02
+    assert kls[-1] == pytest.approx(0.01, rel=0.1)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1
+    assert said[0].startswith("the schedule's lr 0.00012 is above the peak that is known of it, 0.0001")
+
+
 def test_a_frozen_first_group_does_not_hide_the_others() -> None:
     scheduler = AdaptiveWarmup(optimizer_of(0.0, 1e-3), warmup_steps=100)
     drive(scheduler, [{"kl": 1e-5}] * 5)

@@ -95,6 +95,22 @@ def test_a_wrapped_schedule_works_on_a_tensor_lr_too() -> None:
         drive(reference, [{}])
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_groups_that_share_a_tensor_lr_run_at_a_factor_each(late: bool) -> None:
+    lr = torch.tensor(1.0, dtype=torch.float64)
+    groups: list[dict[str, Any]] = [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(3)]
+    optimizer = torch.optim.Adam(groups[:2] if late else groups, lr=lr)
+    assert optimizer.param_groups[0]["lr"] is optimizer.param_groups[1]["lr"] is lr
+    scheduler = AdaptiveWarmup(optimizer, warmup_steps=[10, 2] if late else [10, 2, 4])
+    if late:
+        drive(scheduler, [{}] * 9)
+        optimizer.add_param_group(groups[2] | {"lr": lr})  # now at 1: its own from the next step on
+        assert drive(scheduler, [{}] * 2)[1] == [1.0, 1.0, 0.5]
+    else:
+        assert drive(scheduler, [{}] * 3) == [[0.1, 0.5, 0.25], [0.2, 1.0, 0.5], [pytest.approx(0.3), 1.0, 0.75]]
+    assert optimizer.param_groups[0]["lr"] is lr
+
+
 # Groups with controllers of their own
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, SequentialLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, SequentialLR, StepLR
 
 from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.history import DecisionLog, read, replay
+from adaptive_warmup.readers import decision_log
 from tests.optimizers import drive, lively, optimizer_of
 from tests.processes import run_processes
 
@@ -24,6 +26,29 @@ def test_each_step_is_logged_with_its_lr_and_replays(tmp_path: Path) -> None:
     assert run.signal("kl") == [signals["kl"] for signals in lively(40)]
     assert [decision.factor for decision in replay(run)] == [step["next"] for step in run.steps]
     assert (run.about, run.config.warmup_steps, run.problem) == ({"lr": 0.5}, 10, None)
+
+
+def test_the_lr_that_is_logged_is_the_one_before_another_scheduler_moved_it(tmp_path: Path) -> None:
+    optimizer = optimizer_of(1.0)
+    scheduler = AdaptiveWarmup(optimizer, 1, log=tmp_path / "run.jsonl")
+    plateau, used = ReduceLROnPlateau(optimizer, factor=0.5, patience=0), []
+    for _ in range(4):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        plateau.step(1.0)  # the first metric is the best so far
+        scheduler.step()
+    assert used == [1.0, 1.0, 0.5, 0.25] == [step["lr"] for step in read(tmp_path / "run.jsonl").steps]
+
+
+def test_the_lr_of_a_cut_update_is_logged_as_cut(tmp_path: Path) -> None:
+    scheduler = AdaptiveWarmup(optimizer_of(1.0, 5.0), 1, log=tmp_path / "run.jsonl")
+    drive(scheduler, [{"norm": math.inf}, {"norm": 1.0}, {}])
+    for norm in (math.inf, 1.0):  # of two updates the last one's
+        scheduler.check_gradient(norm)
+        scheduler.optimizer.step()
+    scheduler.step()
+    assert [step["lr"] for step in read(tmp_path / "run.jsonl").steps] == [0.001, 1.0, 1.0, 1.0]
+    assert decision_log.settings(tmp_path / "run.jsonl")[1] == 1.0
 
 
 def test_late_kls_replay(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import transformers
 from accelerate.scheduler import AcceleratedScheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
+    ChainedScheduler,
     CosineAnnealingLR,
     CyclicLR,
     ExponentialLR,
@@ -81,6 +82,55 @@ def test_the_warmup_of_transformers_schedules_is_found_and_taken_out(name: str) 
         drive(schedule, [{}])
 
 
+def warming(num_warmup_steps: Any, peak: float = 1.0, then: float = 1.0) -> Callable[[int], float]:
+    """A lambda as verl's are: its warmup is in its closure."""
+    return lambda t: peak * (t / num_warmup_steps if t < num_warmup_steps else then ** (t - num_warmup_steps))
+
+
+def test_each_group_is_at_its_own_schedules_peak_while_its_own_warmup_lasts() -> None:
+    optimizer = optimizer_of(1.0, 1.0, 1.0)
+    lambdas = [warming(2, 0.5, then=0.1), warming(4, 0.25), lambda t: 0.5**t]
+    schedule = LambdaLR(optimizer, lambdas)
+    assert built_in_warmup(schedule) == 4
+    assert peak_lrs(schedule, schedule.base_lrs) == [0.5, 0.25, 1.0]
+    found = []
+    for _ in range(5):
+        found.append(scheduled_lrs(schedule))
+        drive(schedule, [{}])
+    assert found == [
+        [0.5, 0.25, 1.0],
+        [0.5, 0.25, 0.5],
+        [0.5, 0.25, 0.25],
+        [pytest.approx(0.05), 0.25, 0.125],
+        [pytest.approx(0.005), 0.25, 0.0625],
+    ]
+
+
+def test_the_peak_of_a_warmup_as_long_as_the_run_is_its_last_step() -> None:
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer_of(1.0), 5, 5)
+    assert scheduled_lrs(schedule) == [0.8]  # and not what follows, 0
+
+
+@pytest.mark.parametrize("steps", [[5, 5], "many", float("inf"), object()])
+def test_a_setting_of_that_name_that_is_no_number_is_no_warmup(steps: Any) -> None:
+    def constant(t: int, *, num_warmup_steps: Any) -> float:
+        return 1.0
+
+    def closure(num_warmup_steps: Any) -> Callable[[int], float]:
+        return lambda t: constant(t, num_warmup_steps=num_warmup_steps)
+
+    for fn in (partial(constant, num_warmup_steps=steps), closure(steps)):
+        assert built_in_warmup(LambdaLR(optimizer_of(1.0), fn)) == 0
+
+
+def test_a_closure_that_is_not_filled_yet_is_no_warmup() -> None:
+    schedule = LambdaLR(optimizer_of(1.0), lambda t: later(t) if t else 1.0)
+    assert built_in_warmup(schedule) == 0
+
+    def later(t: int) -> float:
+        return 0.5
+
+
 @pytest.mark.parametrize("name", WITHOUT)
 def test_others_are_taken_as_they_are(name: str) -> None:
     optimizer = optimizer_of(1e-3, 0.2)
@@ -116,6 +166,7 @@ def test_the_nominal_warmup_is_settled_and_a_second_one_never_silent(
         lambda o: SequentialLR(o, [LinearLR(o, 0.01, 1.0, 5), CosineAnnealingLR(o, 30)], [5]),
         lambda o: LambdaLR(o, lambda t: min(1.0, t / 5)),
         lambda o: OneCycleLR(o, 1e-2, total_steps=30),
+        lambda o: SequentialLR(o, [OneCycleLR(o, 1e-2, total_steps=30), ExponentialLR(o, 0.9)], [30]),
     ],
 )
 def test_a_schedule_that_begins_low_is_said_to_warm_up_besides(
@@ -123,6 +174,11 @@ def test_a_schedule_that_begins_low_is_said_to_warm_up_besides(
 ) -> None:
     assert nominal_warmup(20, build(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 1e-3, momentum=0.9))) == 20
     assert "begins below its peak: if it warms up, it and this warmup multiply" in caplog.text
+
+
+def test_of_a_lambda_that_returns_whole_lrs_the_remedy_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    nominal_warmup(20, LambdaLR(optimizer_of(1.0), lambda t: 1e-4))
+    assert "if its lambda returns whole lrs, give the optimizer the peak lr" in caplog.text
 
 
 def test_a_schedule_that_has_come_down_is_not_said_to_begin_low(caplog: pytest.LogCaptureFixture) -> None:
@@ -148,6 +204,20 @@ def test_the_peak_is_where_the_cycle_says_or_the_schedule_began() -> None:
     assert peak_lrs(None, began) == began
 
 
+@pytest.mark.parametrize(
+    "compose",
+    [
+        lambda o, part: SequentialLR(o, [part, ExponentialLR(o, 0.9)], [30]),
+        lambda o, part: ChainedScheduler([part, ExponentialLR(o, 0.9)]),
+        lambda o, part: ChainedScheduler([SequentialLR(o, [ExponentialLR(o, 0.9), part], [30])]),
+    ],
+)
+def test_the_peak_of_a_composite_is_its_highest_parts(compose: Callable[[Optimizer, LRScheduler], LRScheduler]) -> None:
+    optimizer = optimizer_of(1e-3, 0.2)
+    one_cycle = OneCycleLR(optimizer, [1e-2, 0.5], total_steps=30, cycle_momentum=False)
+    assert peak_lrs(compose(optimizer, one_cycle), [1e-3, 0.2]) == [1e-2, 0.5]
+
+
 # What can be wrapped
 
 
@@ -156,6 +226,13 @@ def test_an_optimizer_or_a_schedule_on_one_can_be_wrapped() -> None:
     schedule = ExponentialLR(optimizer, 0.9)
     assert unwrap(optimizer) == (optimizer, None)
     assert unwrap(schedule) == (optimizer, schedule)
+
+
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_an_optimizer_that_makes_its_own_lr_is_refused(scheduled: bool) -> None:
+    adafactor = transformers.Adafactor([torch.nn.Parameter(torch.ones(1))])
+    with pytest.raises(ValueError, match=r"lr=(None|0\.0) of Adafactor, relative_step=True: .* lr=1e-3; .*_step=False"):
+        unwrap(transformers.optimization.AdafactorSchedule(adafactor) if scheduled else adafactor)
 
 
 @pytest.mark.parametrize(

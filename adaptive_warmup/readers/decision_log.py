@@ -43,8 +43,11 @@ def rows(path: Path, notes: Notes) -> Iterator[Row]:
 
 
 def settings(path: Path) -> tuple[Config, float | None]:
-    """The controller's settings, and the lr at factor 1 where the log tells: that of a step at a known factor."""
-    config, factor = Config(1), 0.0
+    """The controller's settings, and the lr at factor 1 where the log tells: that of a step at a known factor.
+
+    The highest of five, since a step may have run at less: cut for its gradient.
+    """
+    config, factor, known = Config(1), 0.0, list[float]()
     for item in history.items(path, Notes()):
         if isinstance(item, history.Start):
             config, factor = item.config, item.state.factor
@@ -52,9 +55,11 @@ def settings(path: Path) -> tuple[Config, float | None]:
             step = item.content
             fraction = factor * step["signals"].get("lr_scale", 1.0)
             if fraction > 0.0 and step["lr"] > 0.0:
-                return config, step["lr"] / fraction
+                known.append(step["lr"] / fraction)
             factor = step["next"]
-    return config, None
+        if len(known) == 5:
+            break
+    return config, max(known, default=None)
 
 
 def _values(step: dict[str, Any]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 from transformers import Trainer, TrainerCallback
 
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
@@ -84,6 +93,18 @@ def test_the_schedule_lies_on_top_of_the_ceiling(tmp_path: Path, schedule: str) 
 
     trainer(tmp_path, [record, Decaying(), warmup], **arguments(schedule)).train()
     assert [used / lr for used, lr in zip(record.lrs, lrs, strict=True)][-6:] == pytest.approx([0.5] * 6, rel=0.02)
+
+
+def test_the_lr_never_exceeds_a_schedule_whose_warmup_ends_below_the_optimizers_lr(tmp_path: Path) -> None:
+    model, record = Line(), Record()
+    optimizer = SGD(model.parameters(), 0.4)
+
+    def warming(num_warmup_steps: int) -> Callable[[int], float]:
+        return lambda t: 0.25 * min(1.0, t / num_warmup_steps)
+
+    optimizers = (optimizer, LambdaLR(optimizer, warming(4)))
+    trainer(tmp_path, [record, AdaptiveWarmupCallback()], model=model, optimizers=optimizers, max_steps=6).train()
+    assert record.lrs == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
 
 
 def test_a_safe_kl_shortens_the_warmup_and_never_exceeds_the_schedule(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
-from transformers import Trainer, TrainerCallback
+from transformers import Adafactor, Trainer, TrainerCallback
+from transformers.optimization import AdafactorSchedule
 
 from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
@@ -207,6 +208,14 @@ def test_on_a_schedule_that_is_adaptive_already_it_is_refused(tmp_path: Path, wi
         schedule = SequentialLR(optimizer, [schedule, LinearLR(optimizer)], [4])
     with pytest.raises(ValueError, match=r"is (AdaptiveWarmup|SequentialLR), and so adaptive: leave out Adaptive"):
         trainer(tmp_path, [AdaptiveWarmupCallback()], model=model, optimizers=(optimizer, schedule)).train()
+
+
+def test_on_an_optimizer_that_makes_its_own_lr_it_is_refused(tmp_path: Path) -> None:
+    model = Line()
+    optimizer = Adafactor(model.parameters())
+    optimizers = (optimizer, AdafactorSchedule(optimizer))
+    with pytest.raises(ValueError, match=r"lr=0\.0 of Adafactor, relative_step=True: it makes its own lr"):
+        trainer(tmp_path, [AdaptiveWarmupCallback()], model=model, optimizers=optimizers).train()
 
 
 def test_a_trainer_that_is_done_and_has_let_go_of_its_parts_trains_anew(tmp_path: Path) -> None:
