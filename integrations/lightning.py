@@ -53,7 +53,7 @@ class AdaptiveWarmupCallback(Callback):
             check_source(kl_source)
         self._kl_source = kl_source
         self._metrics = {name: name for name in NAMES} | metrics
-        self._seen: dict[str, Tensor] = {}
+        self._seen: list[dict[str, Tensor]] = []  # by scheduler
         self._schedulers: list[AdaptiveWarmup] = []
 
     @property
@@ -78,39 +78,43 @@ class AdaptiveWarmupCallback(Callback):
         if pl_module.automatic_optimization and any(config.interval != "step" for config in found):
             raise ValueError('AdaptiveWarmup is stepped with interval="epoch": warmup counts updates, say "step".')
         self._schedulers = [config.scheduler for config in found if isinstance(config.scheduler, AdaptiveWarmup)]
+        self._seen = [{} for _ in self._schedulers]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take in the signals, and cut or skip the update where its gradient asks for that."""
-        signals = self._fresh(trainer) | {"grad_norm": _norm(optimizer)}
-        if trainer.world_size > 1:
-            signals = trainer.strategy.broadcast({name: float(value) for name, value in signals.items()})
-        norm = float(signals["grad_norm"])
-        for scheduler in self._schedulers:
-            if scheduler.optimizer is optimizer:
-                scheduler.observe(kl_source=self._kl_source, **signals)
-                pl_module.log_dict(figures(scheduler.regulators[0].config, scheduler.decision))
-                if scheduler.check_gradient(norm) < 1.0 and not math.isfinite(norm):
-                    optimizer.zero_grad()
+        for scheduler, seen in zip(self._schedulers, self._seen, strict=True):
+            if scheduler.optimizer is not optimizer:
+                continue  # what is logged is still to count for its own update
+            signals = self._fresh(trainer, seen) | _norm(optimizer)
+            if trainer.world_size > 1:
+                signals = trainer.strategy.broadcast({name: float(value) for name, value in signals.items()})
+            scheduler.observe(kl_source=self._kl_source, **signals)
+            pl_module.log_dict(figures(scheduler.regulators[0].config, scheduler.decision))
+            norm = float(signals.get("grad_norm", 0.0))  # where there is no gradient, nothing is cut
+            if scheduler.check_gradient(norm) < 1.0 and not math.isfinite(norm):
+                optimizer.zero_grad()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """End the run where `on_gaming="stop"` asks for it."""
         if any(scheduler.decision.stop for scheduler in self._schedulers):
             trainer.should_stop = True
 
-    def _fresh(self, trainer: Trainer) -> dict[str, Any]:
+    def _fresh(self, trainer: Trainer, seen: dict[str, Tensor]) -> dict[str, Any]:
         """What was logged since the last update. Lightning keeps the older values, and makes a tensor for each new one:
         of those that we hold on to, none can come again at the same place in memory.
         """
         logged, fresh = trainer.callback_metrics, {}
         for name, key in self._metrics.items():
-            value, seen = logged.get(key), self._seen.get(name)
-            if value is not None and (seen is None or value.data_ptr() != seen.data_ptr()):
-                fresh[name] = self._seen[name] = value
+            value, known = logged.get(key), seen.get(name)
+            if value is not None and (known is None or value.data_ptr() != known.data_ptr()):
+                fresh[name] = seen[name] = value
         return fresh
 
 
-def _norm(optimizer: Optimizer) -> Tensor:
+def _norm(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Nothing where no parameter has a gradient, as after a `training_step` that returned None."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
-    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
-    return total
+    if not norms:
+        return {}
+    return {"grad_norm": torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))}

@@ -121,6 +121,57 @@ def test_an_outlier_is_cut_and_what_is_not_finite_is_skipped() -> None:
     assert [alarm.name for alarm in module.warmup.decision.alarms] == []
 
 
+def test_a_batch_without_a_loss_has_no_norm_and_training_goes_on() -> None:
+    class Skips(Line):
+        def training_step(self, batch: Any, index: int) -> Any:
+            loss = super().training_step(batch, index)
+            return None if index == 2 else loss
+
+    module = Skips()
+    fit(module)
+    assert [signals.grad_norm is None for signals in module.signals] == [i == 2 for i in range(8)]
+    assert module.lrs == pytest.approx(plain(KLS), rel=1e-6)
+
+
+class ActorCritic(Line):
+    """Two optimizers, stepped in this order, of which these have an `AdaptiveWarmup`; what was decided on at each."""
+
+    def __init__(self, order: str, adaptive: str) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.models = nn.ModuleDict({name: nn.Linear(2, 1) for name in "ac"})
+        self.order, self.adaptive = order, adaptive
+        self.seen: dict[str, list[float]] = {name: [] for name in adaptive}
+
+    def training_step(self, batch: Any, index: int) -> None:  # type: ignore[override]
+        x, y = batch
+        self.log("train/kl", self.kls[index])
+        optimizers = dict(zip("ac", self.optimizers(), strict=True))
+        for name in self.order:
+            optimizers[name].zero_grad()
+            self.manual_backward((self.models[name](x) - y).square().mean())
+            optimizers[name].step()
+        for name, warmup in self.warmups.items():
+            warmup.step()
+            self.seen[name].append(warmup.regulators[0].signals.kl)
+
+    def configure_optimizers(self) -> Any:
+        optimizers = {name: SGD(model.parameters(), lr=PEAK) for name, model in self.models.items()}
+        self.warmups = {name: AdaptiveWarmup(optimizers[name], warmup_steps=4) for name in self.adaptive}
+        return [*optimizers.values()], [{"scheduler": one, "interval": "step"} for one in self.warmups.values()]
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("adaptive", ["a", "c", "ac"])
+@pytest.mark.parametrize("order", ["ac", "ca"])
+def test_no_optimizer_takes_the_signals_of_another(order: str, adaptive: str) -> None:
+    module = ActorCritic(order, adaptive)
+    fit(module)
+    assert module.seen == {name: pytest.approx(KLS) for name in adaptive}
+
+
 def test_resume_is_exact(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=5, save_top_k=-1)
     whole, again = Line(schedule=True), Line(schedule=True)
