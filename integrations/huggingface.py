@@ -190,7 +190,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._regulator.observe(**self._values.take(passed, step))
         self._regulator.supply(**arrived)
         self._regulator.supply(**self._values.take(self._reader.end(), step))
-        self._regulator.decide(self._lrs.scheduled / self._lrs.peak if self._lrs.peak else 0.0)
+        self._regulator.decide(self._lrs.scale)
         agree(self._regulator)
         decision = self._regulator.decision
         if self._log:
