@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from adaptive_warmup.controller import Decision
 from adaptive_warmup.integrations.figures import figures
+from adaptive_warmup.regulator import checked
 from adaptive_warmup.scheduler import AdaptiveWarmup
 from adaptive_warmup.signals import NAMES, check_name, check_source
 
@@ -54,6 +55,8 @@ class AdaptiveWarmupCallback(Callback):
         self._kl_source = kl_source
         self._metrics = {name: name for name in NAMES} | metrics
         self._seen: list[dict[str, Tensor]] = []  # by scheduler
+        self._waiting: list[list[dict[str, Any]]] = []  # likewise, what the processes are still to agree on
+        self._several = False
         self._schedulers: list[AdaptiveWarmup] = []
 
     @property
@@ -61,10 +64,17 @@ class AdaptiveWarmupCallback(Callback):
         """The latest decision; None before `fit`."""
         return self._schedulers[0].decision if self._schedulers else None
 
-    def observe(self, **signals: Any) -> None:
-        """Report any further signals of `Signals` on the update at work. Raises as `AdaptiveWarmup.observe`."""
-        for scheduler in self._schedulers:
-            scheduler.observe(**signals)
+    def observe(self, *, group: int | None = None, **signals: Any) -> None:
+        """Report any further signals of `Signals` on the update at work. Raises as `AdaptiveWarmup.observe`.
+
+        Of several processes the first one's count for all. They are told with what is logged before an update; so what
+        comes after the update is known one update later, a KL as one of its own step.
+        """
+        for scheduler, waiting in zip(self._schedulers, self._waiting, strict=True):
+            if self._several:
+                waiting.append({"group": group, "of_step": scheduler.decision.step, **checked(**signals)})
+            else:
+                scheduler.observe(group=group, **signals)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the scheduler."""
@@ -78,19 +88,23 @@ class AdaptiveWarmupCallback(Callback):
         if pl_module.automatic_optimization and any(config.interval != "step" for config in found):
             raise ValueError('AdaptiveWarmup is stepped with interval="epoch": warmup counts updates, say "step".')
         self._schedulers = [config.scheduler for config in found if isinstance(config.scheduler, AdaptiveWarmup)]
-        self._seen = [{} for _ in self._schedulers]
+        self._seen, self._waiting = [{} for _ in self._schedulers], [[] for _ in self._schedulers]
+        self._several = trainer.world_size > 1
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take in the signals, and cut or skip the update where its gradient asks for that."""
-        for scheduler, seen in zip(self._schedulers, self._seen, strict=True):
+        for scheduler, seen, waiting in zip(self._schedulers, self._seen, self._waiting, strict=True):
             if scheduler.optimizer is not optimizer:
                 continue  # what is logged is still to count for its own update
             signals = self._fresh(trainer, seen) | _norm(optimizer)
-            if trainer.world_size > 1:
-                signals = trainer.strategy.broadcast({name: float(value) for name, value in signals.items()})
-            scheduler.observe(kl_source=self._kl_source, **signals)
+            reports = [*waiting, {"kl_source": self._kl_source, **signals}]
+            waiting.clear()
+            if self._several:
+                reports = trainer.strategy.broadcast([_plain(report) for report in reports])
+            for report in reports:
+                scheduler.observe(**report)
             pl_module.log_dict(figures(scheduler.regulators[0].config, scheduler.decision))
-            norm = float(signals.get("grad_norm", 0.0))  # where there is no gradient, nothing is cut
+            norm = float(reports[-1].get("grad_norm", 0.0))  # where there is no gradient, nothing is cut
             if scheduler.check_gradient(norm) < 1.0 and not math.isfinite(norm):
                 optimizer.zero_grad()
 
@@ -118,3 +132,7 @@ def _norm(optimizer: Optimizer) -> dict[str, Tensor]:
     if not norms:
         return {}
     return {"grad_norm": torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))}
+
+
+def _plain(report: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(value) if isinstance(value, Tensor) else value for name, value in report.items()}

@@ -230,3 +230,36 @@ def test_two_processes_go_by_the_first_ones_signals(tmp_path: Path) -> None:
     run_processes(IN_TWO, tmp_path, tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first == second == pytest.approx(plain(KLS), rel=1e-6)
+
+
+OBSERVED = """
+import json, os, sys
+from tests.integrations.test_lightning import KLS, PEAK, Line, fit
+
+rank = int(os.environ["RANK"])
+
+class Observes(Line):
+    def optimizer_step(self, epoch, index, *args):
+        super().optimizer_step(epoch, index, *args)
+        if rank == 0:
+            self.trainer.callbacks[0].observe(kl=KLS[index], kl_source="probe")
+        elif index == 3:
+            self.trainer.callbacks[0].observe(kl=9.0)
+
+module = Observes(every=100)
+fit(module, devices=2, strategy="ddp", use_distributed_sampler=False)
+signals = [[signals.kl, signals.kl_source, signals.kl_lr] for signals in module.signals]
+with open(f"{sys.argv[1]}/rank{rank}.json", "w") as file:
+    json.dump([[lr / PEAK for lr in module.lrs], signals], file)
+"""
+
+
+def test_what_the_first_process_observes_counts_for_both(tmp_path: Path) -> None:
+    """After an update, and so known at the next one, as a KL of the lr that the update ran at."""
+    run_processes(OBSERVED, tmp_path, tmp_path)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    lrs, signals = first
+    assert len(lrs) == len(KLS)
+    # The module has logged one of update 0, and of each update one counts.
+    assert signals[2:] == [[kl, "probe", pytest.approx(lr)] for kl, lr in zip(KLS[1:-1], lrs[1:-1], strict=True)]
