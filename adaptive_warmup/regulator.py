@@ -17,6 +17,7 @@ from typing import Any
 from adaptive_warmup import controller, feedforward, laws
 from adaptive_warmup.alarms import Alarm, is_finite
 from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.quoting import quoted
 from adaptive_warmup.signals import NAMES, Signals, check_name, check_source
 
 _log = logging.getLogger("adaptive_warmup")
@@ -193,7 +194,7 @@ def opened(saved: Any) -> dict[str, Any]:
 
 
 def checked(kl_source: str | None = None, of_step: int | None = None, **signals: Any) -> dict[str, Any]:
-    """What `Regulator.observe` takes in of its arguments; with its `kl_source` and `of_step`. Raises as that."""
+    """What `Regulator.observe` takes in of its arguments; with `of_step`, and of a KL its source. Raises as that."""
     if not signals.keys() <= _KNOWN:
         for name in signals:
             check_name(name)
@@ -206,7 +207,7 @@ def checked(kl_source: str | None = None, of_step: int | None = None, **signals:
         check_source(kl_source)
     if of_step is not None:
         taken["of_step"] = _whole(of_step)
-    if kl_source is not None or "kl" in taken:
+    if "kl" in taken:
         taken["kl_source"] = kl_source or "post_update"
     return taken
 
@@ -230,7 +231,7 @@ def _taken(name: str, value: Any) -> Any:
             raise TypeError("text")
         return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"signal {name!r} is {value!r}: report a number.") from error
+        raise TypeError(f"signal {name!r} is {quoted(value)}: report a number.") from error
 
 
 def _read(waiting: Mapping[str, Any]) -> dict[str, Any]:

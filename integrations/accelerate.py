@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from adaptive_warmup.controller import Decision
 from adaptive_warmup.regulator import checked
 from adaptive_warmup.scheduler import AdaptiveWarmup
-from adaptive_warmup.signals import NAMES
+from adaptive_warmup.signals import KL_SOURCES, NAMES
 
 
 class AcceleratedWarmup:
@@ -68,7 +68,10 @@ class AcceleratedWarmup:
         return self.scheduler.decision
 
     def observe(self, *, group: int | None = None, **signals: Any) -> None:
-        """As `AdaptiveWarmup.observe`. Of several processes the mean counts, over those that report the signal."""
+        """As `AdaptiveWarmup.observe`. Of several processes the mean counts, over those that report the signal.
+
+        A mean KL has the `kl_source` and the `of_step` of the first of them.
+        """
         self.scheduler.observe(group=group, **signals)
 
     def check_gradient(self, grad_norm: float, group: int | None = None) -> float:
@@ -106,26 +109,46 @@ class _Agreed(AdaptiveWarmup):
         else:
             self._chosen(group)  # refuses what is no group
             taken, own = checked(**signals), self._own.setdefault(group, {})
-            if "kl" in taken:
-                own.pop("of_step", None)  # of a KL before this one
+            (own if "kl" in taken else taken).pop("of_step", None)  # it is of the KL that it came with
             own.update(taken)
 
     def _advance(self) -> None:
         if self._accelerator.num_processes > 1:
             groups = [None, *(range(len(self._lrs.scheduled)) if self.per_group else ())]
-            for group, means in zip(groups, self._means([self._own.get(group, {}) for group in groups]), strict=True):
-                own = self._own.get(group, {})
-                super().observe(group=group, kl_source=own.get("kl_source"), of_step=own.get("of_step"), **means)
+            own = [self._own.get(group, {}) for group in groups]
+            for group, agreed in zip(groups, self._exchanged(own), strict=True):
+                super().observe(group=group, **agreed)
             self._own = {}
         super()._advance()
 
-    def _means(self, own: list[dict[str, Any]]) -> list[dict[str, float]]:
-        """One exchange of sums and counts. A NaN in one process is a NaN in the mean: nothing broken is hidden."""
-        sums = [[float(signals.get(name, 0.0)) for name in NAMES] for signals in own]
-        counts = [[float(name in signals) for name in NAMES] for signals in own]
-        packed = torch.tensor([sums, counts], device=self._accelerator.device)
-        sums, counts = self._accelerator.reduce(packed, "sum").tolist()
-        return [
-            {name: total / count for name, total, count in zip(NAMES, *row, strict=True) if count}
-            for row in zip(sums, counts, strict=True)
-        ]
+    def _exchanged(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One exchange of what each process observed; what of that counts in all of them."""
+        step = self.decision.step
+        packed = [[_packed(signals, step) for signals in own]]
+        gathered = self._accelerator.gather(torch.tensor(packed, dtype=torch.float32, device=self._accelerator.device))
+        return [_agreed(processes, step) for processes in zip(*gathered.tolist(), strict=True)]
+
+
+def _packed(own: dict[str, Any], step: int) -> list[list[float]]:
+    """In pairs of numbers: each signal and whether it was reported, then how late the KL is and its source."""
+    kind, _, counts = own.get("kl_source", KL_SOURCES[0]).partition(":")
+    epochs, mini_batches = (counts or "0x0").split("x")
+    signals = [[float(own.get(name, 0.0)), float(name in own)] for name in NAMES]
+    return [*signals, [step - own.get("of_step", step), KL_SOURCES.index(kind)], [int(epochs), int(mini_batches)]]
+
+
+def _agreed(processes: Sequence[list[list[float]]], step: int) -> dict[str, Any]:
+    """Means over those that report a signal: a NaN of one is one of the mean, nothing broken is hidden.
+
+    Of a KL the step and the source are those that the first process to report one has.
+    """
+    agreed: dict[str, Any] = {}
+    for index, name in enumerate(NAMES):
+        reports = [packed for packed in processes if packed[index][1]]
+        if reports:
+            agreed[name] = sum(packed[index][0] for packed in reports) / len(reports)
+        if reports and name == "kl":
+            (late, kind), (epochs, mini_batches) = ((int(one), int(other)) for one, other in reports[0][-2:])
+            counts = f":{epochs}x{mini_batches}" if epochs else ""
+            agreed |= {"of_step": step - late, "kl_source": KL_SOURCES[kind] + counts}
+    return agreed

@@ -59,12 +59,19 @@ class DrivenLrs:
         self._written: list[float] = []  # what we left in the param groups; empty while they hold the schedule's lrs
         # Noted in the groups for the schedules that do not; with them it is saved and loaded.
         initial = [group.setdefault("initial_lr", float(group["lr"])) for group in optimizer.param_groups]
-        self.peak = peak_lrs(self.schedule, initial)[0]
+        self._peaks = peak_lrs(self.schedule, initial)
+        self.peak = self._peaks[0]
 
     @property
     def scheduled(self) -> float:
         """The first group's lr of the running step, without the factor."""
         return self._ours[0]
+
+    @property
+    def scale(self) -> float:
+        """The schedule's multiplier in the running step; the highest of the groups', as some may be frozen."""
+        groups = zip(self._apart, self._ours, self._peaks, strict=False)
+        return max((ours / peak for apart, ours, peak in groups if peak and not apart), default=0.0)
 
     def begin(self, factor: float) -> None:
         """A step begins: put our lr in place of the schedule's."""

@@ -27,7 +27,7 @@ from adaptive_warmup.quoting import quoted
 from adaptive_warmup.regulator import Regulator, checked
 
 _log = logging.getLogger("adaptive_warmup")
-_KEY, _PROBE_KEY = "adaptive_warmup", "adaptive_warmup_probe"  # of our states among the Trainer's
+_KEY, _AT_KEY, _PROBE_KEY = "adaptive_warmup", "adaptive_warmup_at", "adaptive_warmup_probe"  # among the Trainer's
 
 
 class AdaptiveWarmupCallback(TrainerCallback):
@@ -187,10 +187,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
             self._probe.after(self._regulator)
         arrived, step = self._values.arrived(), self._regulator.state.step
         passed = {"loss": self._passing.loss, "grad_norm": self._passing.grad_norm}
-        self._regulator.observe(**self._values.take(passed, step))
-        self._regulator.supply(**arrived)
-        self._regulator.supply(**self._values.take(self._reader.end(), step))
-        self._regulator.decide(self._lrs.scheduled / self._lrs.peak if self._lrs.peak else 0.0)
+        for signals in (self._values.take(passed, step), arrived, self._values.take(self._reader.end(), step)):
+            self._regulator.supply(**signals)
+        self._regulator.decide(self._lrs.scale)
         agree(self._regulator)
         decision = self._regulator.decision
         if self._log:
@@ -222,9 +221,10 @@ class AdaptiveWarmupCallback(TrainerCallback):
         return self.regulator
 
     def _resume(self, state: TrainerState) -> None:
-        self._stored = cast("dict[str, Any]", state.stateful_callbacks)
+        self._state, self._stored = state, cast("dict[str, Any]", state.stateful_callbacks)
         saved, probed = self._stored.get(_KEY), self._stored.pop(_PROBE_KEY, None)
-        if saved and state.global_step:
+        at = self._stored.get(_AT_KEY, state.global_step)  # a state of another step was left when it went on without us
+        if saved and at == state.global_step > 0:
             self._regulator.load_state_dict(saved)
             if self._probe:
                 self._probe.resume(probed)
@@ -261,7 +261,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
     def _save(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A checkpoint has the schedule's own lr, also in the midst of a step (SIGTERM), and our state."""
         self._regulator.supply(**self._values.arrived())
-        self._stored[_KEY] = self._regulator.state_dict()
+        self._stored |= {_KEY: self._regulator.state_dict(), _AT_KEY: self._state.global_step}
         if self._probe:
             self._stored[_PROBE_KEY] = self._probe.state_dict()
         written = self._lrs.put_back()

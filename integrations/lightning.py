@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from adaptive_warmup.controller import Decision
 from adaptive_warmup.integrations.figures import figures
+from adaptive_warmup.regulator import checked
 from adaptive_warmup.scheduler import AdaptiveWarmup
 from adaptive_warmup.signals import NAMES, check_name, check_source
 
@@ -53,7 +54,9 @@ class AdaptiveWarmupCallback(Callback):
             check_source(kl_source)
         self._kl_source = kl_source
         self._metrics = {name: name for name in NAMES} | metrics
-        self._seen: dict[str, Tensor] = {}
+        self._seen: list[dict[str, Tensor]] = []  # by scheduler
+        self._waiting: list[list[dict[str, Any]]] = []  # likewise, what the processes are still to agree on
+        self._several = False
         self._schedulers: list[AdaptiveWarmup] = []
 
     @property
@@ -61,10 +64,17 @@ class AdaptiveWarmupCallback(Callback):
         """The latest decision; None before `fit`."""
         return self._schedulers[0].decision if self._schedulers else None
 
-    def observe(self, **signals: Any) -> None:
-        """Report any further signals of `Signals` on the update at work. Raises as `AdaptiveWarmup.observe`."""
-        for scheduler in self._schedulers:
-            scheduler.observe(**signals)
+    def observe(self, *, group: int | None = None, **signals: Any) -> None:
+        """Report any further signals of `Signals` on the update at work. Raises as `AdaptiveWarmup.observe`.
+
+        Of several processes the first one's count for all. They are told with what is logged before an update; so what
+        comes after the update is known one update later, a KL as one of its own step.
+        """
+        for scheduler, waiting in zip(self._schedulers, self._waiting, strict=True):
+            if self._several:
+                waiting.append({"group": group, "of_step": scheduler.decision.step, **checked(**signals)})
+            else:
+                scheduler.observe(group=group, **signals)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the scheduler."""
@@ -78,39 +88,51 @@ class AdaptiveWarmupCallback(Callback):
         if pl_module.automatic_optimization and any(config.interval != "step" for config in found):
             raise ValueError('AdaptiveWarmup is stepped with interval="epoch": warmup counts updates, say "step".')
         self._schedulers = [config.scheduler for config in found if isinstance(config.scheduler, AdaptiveWarmup)]
+        self._seen, self._waiting = [{} for _ in self._schedulers], [[] for _ in self._schedulers]
+        self._several = trainer.world_size > 1
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take in the signals, and cut or skip the update where its gradient asks for that."""
-        signals = self._fresh(trainer) | {"grad_norm": _norm(optimizer)}
-        if trainer.world_size > 1:
-            signals = trainer.strategy.broadcast({name: float(value) for name, value in signals.items()})
-        norm = float(signals["grad_norm"])
-        for scheduler in self._schedulers:
-            if scheduler.optimizer is optimizer:
-                scheduler.observe(kl_source=self._kl_source, **signals)
-                pl_module.log_dict(figures(scheduler.regulators[0].config, scheduler.decision))
-                if scheduler.check_gradient(norm) < 1.0 and not math.isfinite(norm):
-                    optimizer.zero_grad()
+        for scheduler, seen, waiting in zip(self._schedulers, self._seen, self._waiting, strict=True):
+            if scheduler.optimizer is not optimizer:
+                continue  # what is logged is still to count for its own update
+            signals = self._fresh(trainer, seen) | _norm(optimizer)
+            reports = [*waiting, {"kl_source": self._kl_source, **signals}]
+            waiting.clear()
+            if self._several:
+                reports = trainer.strategy.broadcast([_plain(report) for report in reports])
+            for report in reports:
+                scheduler.observe(**report)
+            pl_module.log_dict(figures(scheduler.regulators[0].config, scheduler.decision))
+            norm = float(reports[-1].get("grad_norm", 0.0))  # where there is no gradient, nothing is cut
+            if scheduler.check_gradient(norm) < 1.0 and not math.isfinite(norm):
+                optimizer.zero_grad()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """End the run where `on_gaming="stop"` asks for it."""
         if any(scheduler.decision.stop for scheduler in self._schedulers):
             trainer.should_stop = True
 
-    def _fresh(self, trainer: Trainer) -> dict[str, Any]:
+    def _fresh(self, trainer: Trainer, seen: dict[str, Tensor]) -> dict[str, Any]:
         """What was logged since the last update. Lightning keeps the older values, and makes a tensor for each new one:
         of those that we hold on to, none can come again at the same place in memory.
         """
         logged, fresh = trainer.callback_metrics, {}
         for name, key in self._metrics.items():
-            value, seen = logged.get(key), self._seen.get(name)
-            if value is not None and (seen is None or value.data_ptr() != seen.data_ptr()):
-                fresh[name] = self._seen[name] = value
+            value, known = logged.get(key), seen.get(name)
+            if value is not None and (known is None or value.data_ptr() != known.data_ptr()):
+                fresh[name] = seen[name] = value
         return fresh
 
 
-def _norm(optimizer: Optimizer) -> Tensor:
+def _norm(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Nothing where no parameter has a gradient, as after a `training_step` that returned None."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
-    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
-    return total
+    if not norms:
+        return {}
+    return {"grad_norm": torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))}
+
+
+def _plain(report: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(value) if isinstance(value, Tensor) else value for name, value in report.items()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 from adaptive_warmup.readers.keys import Formula, Key, mapped, of_trainer
@@ -114,9 +115,9 @@ def own_keys(signals: Mapping[str, str] | None) -> tuple[Key, ...]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (hasattr(value, "detach") and value.numel() == 1)
+    return isinstance(value, Real) or (hasattr(value, "detach") and value.numel() == 1)
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    cut = [value.detach().reshape(()) if hasattr(value, "detach") else value for value in values]
+    cut = [value.detach().reshape(()) if hasattr(value, "detach") else float(value) for value in values]
     return sum(cut) / len(cut)

@@ -221,6 +221,20 @@ def test_a_line_that_a_kill_cut_is_left_and_a_new_one_begun(tmp_path: Path) -> N
     assert replays(run)
 
 
+@pytest.mark.parametrize("left", [1, 10, 100])
+def test_where_a_kill_cut_the_first_line_the_log_begins_anew(tmp_path: Path, left: int) -> None:
+    path = tmp_path / "run.jsonl"
+    DecisionLog(path, Config(30)).close()
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match="the run has logged nothing"):
+        read(path)
+    with DecisionLog(path, Config(30)) as log:
+        steps(log, Regulator(Config(30)), Plant(), 3)
+    run = read(path)
+    assert (len(run.steps), run.problem) == (3, None)
+    assert len(path.read_text().splitlines()) == 4
+
+
 @pytest.mark.parametrize(
     ("config", "about", "words"),
     [
@@ -239,7 +253,10 @@ def test_the_log_of_another_run_is_left_as_it_is(tmp_path: Path, config: Config,
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("text", ["step,kl\n1,2\n", json.dumps({"adaptive_warmup": 99}) + "\n", "\0" * 100, "mine"])
+NO_LOG = ["step,kl\n1,2\n", json.dumps({"adaptive_warmup": 99}) + "\n", "\0" * 100, "mine", '{"adaptive": 1']
+
+
+@pytest.mark.parametrize("text", NO_LOG)
 def test_a_file_that_is_no_log_is_left_as_it_is(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.txt").write_text(text)
     with pytest.raises(ValueError, match=r"mine\.txt, line 1: no decision log.*: it is left as it is, name another"):
@@ -340,6 +357,15 @@ DAMAGE: dict[str, tuple[str, str]] = {
     "foreign schema": ('{"step": 2, "loss": 0.5}', "line 4: not a whole JSON line"),
     "no number": ('{"step": 2, "lr": "high", "signals": {}, "next": 1, "phase": "done", "reasons": ["x"]}', "line 4"),
     "no signals": ('{"step": 2, "lr": 1, "signals": [1], "next": 1, "phase": "done", "reasons": ["x"]}', "line 4"),
+    "long number": ('{"step": 2, "lr": 1' + 5000 * "0" + "}", "line 4: not a whole JSON line"),
+    "large next": (
+        '{"step": 2, "lr": 1, "signals": {}, "next": 1' + 400 * "0" + ', "phase": "done", "reasons": ["x"]}',
+        "line 4: not a whole JSON line",
+    ),
+    "endless": (
+        '{"step": 2, "lr": 1, "signals": {}, "next": 1, "phase": "warmup", "reasons": ["x"], "ends": Infinity}',
+        "line 4: not a whole JSON line",
+    ),
     "bad start": ('{"adaptive_warmup": 1, "config": {"law": "wild"}, "about": {}}', "a start that cannot be read"),
 }
 
@@ -355,6 +381,7 @@ def test_a_damaged_line_is_named_and_the_rest_is_used(tmp_path: Path, kind: str)
     assert [step["step"] for step in run.steps] == [0, 1, *range(3, 10)]
     assert words in str(run.problem)
     assert len(read_past(path).past.steps) == 9
+    DecisionLog(path, Config(30), arm="test")  # goes on in it
 
 
 def test_steps_twice_out_of_order_and_nan_as_text(tmp_path: Path) -> None:

@@ -105,6 +105,16 @@ def test_a_source_belongs_to_the_kl_that_it_came_with() -> None:
     assert seen(regulator).kl_source == "post_update"
 
 
+def test_a_source_without_a_kl_is_of_none() -> None:
+    regulator = Regulator(Config(10))
+    regulator.observe(kl=None, kl_source="probe")
+    regulator.supply(kl=0.5, kl_source="in_loop")
+    assert seen(regulator) == Signals(kl=0.5, kl_source="in_loop")
+    regulator.observe(kl=0.5, kl_source="in_loop")
+    regulator.observe(kl_source="probe", loss=1.0)
+    assert seen(regulator) == Signals(kl=0.5, kl_source="in_loop", loss=1.0)
+
+
 @pytest.mark.parametrize(
     ("signals", "error", "says"),
     [
@@ -113,8 +123,9 @@ def test_a_source_belongs_to_the_kl_that_it_came_with() -> None:
         ({"loss": [0.1]}, TypeError, r"signal 'loss' is \[0\.1\]"),
         ({"loss": 1j}, TypeError, r"signal 'loss' is 1j"),
         ({"loss": torch.tensor(1j)}, TypeError, r"signal 'loss' is tensor\(0\.\+1\.j\)"),
-        ({"loss": 10**400}, TypeError, "signal 'loss' is 1000"),
+        ({"loss": 10**400}, TypeError, r"signal 'loss' is int\(\.\.\.\): report a number"),
         ({"loss": {}}, TypeError, r"signal 'loss' is \{\}"),
+        ({"kl": torch.nn.Sequential(torch.nn.Flatten())}, TypeError, r"^signal 'kl' is Sequential\(\.\.\.\): report"),
         ({"kl": torch.zeros(3)}, ValueError, r"signal 'kl' has shape \(3,\): report one number, such as its mean"),
         ({"kl": np.zeros((2, 1))}, ValueError, r"signal 'kl' has shape \(2, 1\)"),
         ({"kl": torch.zeros(0)}, ValueError, r"signal 'kl' has shape \(0,\)"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ class Existing(NamedTuple):
 
     @classmethod
     def find(cls, path: Path, config: Config, about: dict[str, Any]) -> Existing | None:
-        """The log at `path`, None where there is none yet.
+        """The log at `path`, None where there is none yet; a first line that a kill has cut is taken out.
 
         Raises:
             OSError: it cannot be read.
@@ -33,6 +34,9 @@ class Existing(NamedTuple):
             return None
         parser = Parser(path, Notes())
         start = _start(parser, path)
+        if start is None:
+            os.truncate(path, 0)
+            return None
         if (start.config, start.about) != (config, about):
             mine, theirs = (_told(*run) for run in ((config, about), (start.config, start.about)))
             other = [f"{name} {theirs.get(name)!r}, here {mine.get(name)!r}" for name in {**theirs, **mine}
@@ -44,14 +48,16 @@ class Existing(NamedTuple):
         return _end(parser, path)
 
 
-def _start(parser: Parser, path: Path) -> Start:
+def _start(parser: Parser, path: Path) -> Start | None:
+    """None where a kill has left no more than a part of it."""
     with path.open("rb") as file:
-        line = Line(1, file.readline(LONGEST).decode("utf-8", "replace"), True)
+        raw = file.readline(LONGEST)
+    line = Line(1, raw.decode("utf-8", "replace"), raw.endswith(b"\n") or len(raw) == LONGEST)
     try:
         start = parser.parse(line)
     except ValueError as error:
         raise ValueError(f"{error}: it is left as it is, name another file for the log.") from error
-    assert isinstance(start, Start)
+    assert start is None or isinstance(start, Start)
     return start
 
 

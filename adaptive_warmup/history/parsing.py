@@ -16,6 +16,8 @@ from adaptive_warmup.signals import NAMES, is_source
 
 FORMAT = 1
 _SIGNALS = (*NAMES, "lr_scale", "kl_lr")
+_BEGINS = '{"adaptive_warmup":'  # the first line
+_DAMAGED = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # of a line that lacks what it should have
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Parser:
             ValueError: the first line of all is no start of a log of this format.
         """
         place, content = f"{self._in}{line.place}", _object(line.text)
+        if self._run is None and content is None and not line.whole and _BEGINS.startswith(line.text[: len(_BEGINS)]):
+            return None  # killed while it wrote the first line
         if self._run is None or (content and "adaptive_warmup" in content):
             return self._start(content, place)
         if content and isinstance(name := content.get("continued_in"), str):
@@ -85,7 +89,7 @@ class Parser:
         self._alarms = {}
         try:
             start = _start(content or {}, place)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except _DAMAGED as error:
             if self._run is None:
                 raise ValueError(
                     f"{self._path}, {place}: no decision log of format {FORMAT}; is it of another program or version?"
@@ -108,7 +112,7 @@ class Parser:
                 return step | metrics
             step |= {"lr": float(content["lr"]), "signals": self._signals(content["signals"], place)}
             return step | self._decided(content) | metrics
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except _DAMAGED:
             return None
 
     def _decided(self, content: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +184,7 @@ def _start(content: Mapping[str, Any], place: str) -> Start:
 def _object(text: str) -> dict[str, Any] | None:
     try:
         content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, or a whole number of thousands of digits
         return None
     return content if isinstance(content, dict) else None
 

@@ -166,3 +166,47 @@ def test_two_processes_decide_once_for_each_update_and_the_same(tmp_path: Path) 
     assert first["groups"] == [None, 0.25]
     assert first["source"] == "in_loop"
     assert first["error"]
+
+
+OF_ONE = """
+import json, sys
+import torch
+from accelerate import Accelerator
+from tests.integrations.test_accelerate import parts
+
+folder, accelerator = sys.argv[1], Accelerator(cpu=True)
+rank = accelerator.process_index
+model, optimizer, scheduler = parts(accelerator)
+told = {
+    (1, 1): [{"kl": 0.25, "kl_source": "in_loop:4x2"}],
+    (2, 1): [{"kl": 0.25, "of_step": 0}],
+    (3, 0): [{"kl": 0.25, "kl_source": "probe"}, {"loss": 1.0, "of_step": 1}],
+    (3, 1): [{"kl": 0.75, "kl_source": "post_update:4x8", "of_step": 1}],
+}
+seen, lrs = [], []
+for step in range(4):
+    for signals in told.get((step, rank), []):
+        scheduler.observe(**signals)
+    accelerator.backward(model(torch.ones(2, 3)).square().mean())
+    optimizer.step()
+    scheduler.step()
+    signals = scheduler.scheduler.regulators[0].signals
+    seen.append([signals.kl, signals.kl_source, signals.kl_lr])
+    lrs += scheduler.get_last_lr()
+with open(f"{folder}/rank{rank}.json", "w") as file:
+    json.dump([seen, lrs], file)
+accelerator.end_training()
+"""
+
+
+def test_a_kl_that_one_process_reports_has_its_source_and_step_in_both(tmp_path: Path) -> None:
+    """Update 0 ran at a quarter of the lr. Where both report one, the source and the step are the first one's."""
+    run_processes(OF_ONE, tmp_path, tmp_path)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first[0] == [
+        [None, "post_update", None],
+        [0.25, "in_loop:4x2", None],
+        [0.25, "post_update", 0.25],
+        [0.5, "probe", None],
+    ]

@@ -141,6 +141,21 @@ def test_several_param_groups_keep_their_ratio(tmp_path: Path) -> None:
     assert record.groups == [pytest.approx([0.01 * up, 0.1 * up]) for up in RAMP]
 
 
+def test_a_first_group_that_is_frozen_hides_no_kl(tmp_path: Path) -> None:
+    model, warmup = Line(), AdaptiveWarmupCallback(warmup_steps=10, min_target_kl=0.01)
+    record = Record(warmup)
+
+    class Plants(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            warmup.observe(kl=0.01 * (record.groups[-1][1] / (0.3 * PEAK)) ** 2)
+
+    optimizer = SGD([{"params": [model.bias], "lr": 0.0}, {"params": [model.weight], "lr": PEAK}])
+    settings = {"model": model, "optimizers": (optimizer, None), "max_steps": 30, **FLAT}
+    trainer(tmp_path, [record, Plants(), warmup], **settings).train()
+    assert record.groups[0] == pytest.approx([0.0, 0.1 * PEAK])
+    assert record.groups[-10:] == [pytest.approx([0.0, 0.3 * PEAK])] * 10
+
+
 def torch_keeps_a_tensor_lr() -> bool:
     lr = torch.tensor(PEAK)
     optimizer = AdamW(Line().parameters(), lr=lr)

@@ -107,6 +107,18 @@ def test_a_checkpoint_without_the_callback_resumes_on_the_nominal_warmup(
     assert record.lrs == pytest.approx([lr * f for lr, f in zip(scheduled(schedule)[6:], up, strict=True)])
 
 
+def test_a_state_of_before_steps_without_the_callback_is_none(tmp_path: Path) -> None:
+    """With it to step 4, without it to 8, with it again: update 8 runs at nine tenths, not at five."""
+    settings = {**arguments("constant"), "save_strategy": "steps", "save_steps": 4}
+    resume: dict[str, Any] = {}
+    for until, adaptive in ((4, True), (8, False), (12, True)):
+        record = Record()
+        callbacks = [record, AdaptiveWarmupCallback(10)] if adaptive else [record]
+        trainer(tmp_path, callbacks, **{**settings, "max_steps": until}).train(**resume)
+        resume = {"resume_from_checkpoint": str(tmp_path / f"checkpoint-{until}")}
+    assert record.lrs == pytest.approx([0.9 * PEAK, PEAK, PEAK, PEAK])
+
+
 class StopAt(TrainerCallback):
     """Asks for a checkpoint, and the end, in the midst of a step, as SIGTERM does with `enable_jit_checkpoint`."""
 

@@ -45,6 +45,21 @@ def test_every_steps_loss_and_norm_are_those_the_trainer_would_log(
     assert min(norms) > 10 * 1e-3  # not what clipping leaves
 
 
+def test_a_loss_and_a_norm_that_are_observed_go_before_the_hosts_own(tmp_path: Path) -> None:
+    class Told(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                warmup.observe(loss=123.0, grad_norm=7.0)
+
+    warmup = AdaptiveWarmupCallback(1, law="linear")
+    record = Record(warmup)
+    trainer(tmp_path, [record, Told(), warmup], **FLAT).train()
+    signals = [s for s in dict.fromkeys(record.signals) if s]
+    expected = [*zip(record.logged("loss"), record.logged("grad_norm"), strict=True)]
+    expected[2] = (123.0, 7.0)
+    assert [(s.loss, s.grad_norm) for s in signals] == expected
+
+
 def test_loss_and_norm_of_a_language_model_under_accumulation(tmp_path: Path) -> None:
     def model() -> GPT2LMHeadModel:
         torch.manual_seed(0)

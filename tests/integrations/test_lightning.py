@@ -121,6 +121,57 @@ def test_an_outlier_is_cut_and_what_is_not_finite_is_skipped() -> None:
     assert [alarm.name for alarm in module.warmup.decision.alarms] == []
 
 
+def test_a_batch_without_a_loss_has_no_norm_and_training_goes_on() -> None:
+    class Skips(Line):
+        def training_step(self, batch: Any, index: int) -> Any:
+            loss = super().training_step(batch, index)
+            return None if index == 2 else loss
+
+    module = Skips()
+    fit(module)
+    assert [signals.grad_norm is None for signals in module.signals] == [i == 2 for i in range(8)]
+    assert module.lrs == pytest.approx(plain(KLS), rel=1e-6)
+
+
+class ActorCritic(Line):
+    """Two optimizers, stepped in this order, of which these have an `AdaptiveWarmup`; what was decided on at each."""
+
+    def __init__(self, order: str, adaptive: str) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.models = nn.ModuleDict({name: nn.Linear(2, 1) for name in "ac"})
+        self.order, self.adaptive = order, adaptive
+        self.seen: dict[str, list[float]] = {name: [] for name in adaptive}
+
+    def training_step(self, batch: Any, index: int) -> None:  # type: ignore[override]
+        x, y = batch
+        self.log("train/kl", self.kls[index])
+        optimizers = dict(zip("ac", self.optimizers(), strict=True))
+        for name in self.order:
+            optimizers[name].zero_grad()
+            self.manual_backward((self.models[name](x) - y).square().mean())
+            optimizers[name].step()
+        for name, warmup in self.warmups.items():
+            warmup.step()
+            self.seen[name].append(warmup.regulators[0].signals.kl)
+
+    def configure_optimizers(self) -> Any:
+        optimizers = {name: SGD(model.parameters(), lr=PEAK) for name, model in self.models.items()}
+        self.warmups = {name: AdaptiveWarmup(optimizers[name], warmup_steps=4) for name in self.adaptive}
+        return [*optimizers.values()], [{"scheduler": one, "interval": "step"} for one in self.warmups.values()]
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("adaptive", ["a", "c", "ac"])
+@pytest.mark.parametrize("order", ["ac", "ca"])
+def test_no_optimizer_takes_the_signals_of_another(order: str, adaptive: str) -> None:
+    module = ActorCritic(order, adaptive)
+    fit(module)
+    assert module.seen == {name: pytest.approx(KLS) for name in adaptive}
+
+
 def test_resume_is_exact(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=5, save_top_k=-1)
     whole, again = Line(schedule=True), Line(schedule=True)
@@ -179,3 +230,36 @@ def test_two_processes_go_by_the_first_ones_signals(tmp_path: Path) -> None:
     run_processes(IN_TWO, tmp_path, tmp_path)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first == second == pytest.approx(plain(KLS), rel=1e-6)
+
+
+OBSERVED = """
+import json, os, sys
+from tests.integrations.test_lightning import KLS, PEAK, Line, fit
+
+rank = int(os.environ["RANK"])
+
+class Observes(Line):
+    def optimizer_step(self, epoch, index, *args):
+        super().optimizer_step(epoch, index, *args)
+        if rank == 0:
+            self.trainer.callbacks[0].observe(kl=KLS[index], kl_source="probe")
+        elif index == 3:
+            self.trainer.callbacks[0].observe(kl=9.0)
+
+module = Observes(every=100)
+fit(module, devices=2, strategy="ddp", use_distributed_sampler=False)
+signals = [[signals.kl, signals.kl_source, signals.kl_lr] for signals in module.signals]
+with open(f"{sys.argv[1]}/rank{rank}.json", "w") as file:
+    json.dump([[lr / PEAK for lr in module.lrs], signals], file)
+"""
+
+
+def test_what_the_first_process_observes_counts_for_both(tmp_path: Path) -> None:
+    """After an update, and so known at the next one, as a KL of the lr that the update ran at."""
+    run_processes(OBSERVED, tmp_path, tmp_path)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    lrs, signals = first
+    assert len(lrs) == len(KLS)
+    # The module has logged one of update 0, and of each update one counts.
+    assert signals[2:] == [[kl, "probe", pytest.approx(lr)] for kl, lr in zip(KLS[1:-1], lrs[1:-1], strict=True)]

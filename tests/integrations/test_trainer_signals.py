@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -289,6 +290,18 @@ def test_keys_of_the_users_own_in_the_logs_of_each_step(tmp_path: Path) -> None:
     trainer(tmp_path, [record, warmup], cls=Own, max_steps=3).train()
     assert [(one.kl, one.kl_source) for one in signals(record)] == [(0.001 * n, "in_loop") for n in (1, 2, 3)]
     assert warmup.sources == {"kl": "my/drift"}
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, torch.tensor])
+def test_a_key_of_the_users_own_may_be_of_numpy_or_torch(tmp_path: Path, kind: Any) -> None:
+    class Own(Trainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            self.log({"my/score": kind(self.state.global_step)})
+            return super().compute_loss(*args, **kwargs)
+
+    warmup, record = harmless(signals={"my/score": "task_reward"})
+    trainer(tmp_path, [record, warmup], cls=Own, max_steps=3).train()
+    assert [one.task_reward for one in signals(record)] == [0.0, 1.0, 2.0]
 
 
 def test_keys_of_the_users_own_in_logs_of_a_window_count_for_the_step_after(tmp_path: Path) -> None:
