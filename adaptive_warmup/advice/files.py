@@ -72,7 +72,7 @@ def _parsed(path: Path) -> Any:
 
 def _parser(suffix: str) -> tuple[Callable[[str], Any], type[Exception]]:
     if suffix == ".json":
-        return json.loads, json.JSONDecodeError
+        return json.loads, ValueError
     yaml = importlib.import_module("yaml")  # comes with transformers
     return yaml.safe_load, yaml.YAMLError
 

@@ -20,7 +20,7 @@ def recognises(path: Path, head: list[str]) -> bool:
     """By the name in its first line."""
     try:
         return "adaptive_warmup" in json.loads(head[0])
-    except (IndexError, TypeError, json.JSONDecodeError):
+    except (IndexError, TypeError, ValueError):
         return False
 
 

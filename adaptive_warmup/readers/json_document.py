@@ -82,7 +82,7 @@ class _Window:
                 return
             try:
                 content, end = decoder.raw_decode(self.text, self.at)
-            except json.JSONDecodeError:
+            except ValueError:
                 if len(self.text) - self.at > _LARGEST or not self.more():
                     notes.add("no whole JSON from here on; what comes before is used", f"line {self.line}")
                     return

@@ -33,6 +33,6 @@ def _parsed(text: str) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

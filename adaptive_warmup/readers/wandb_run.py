@@ -86,7 +86,7 @@ def _history(message: bytes) -> dict[str, object]:
         text = next((text for field, text in parts if field == _VALUE), "null")
         try:
             values[key] = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:
             values[key] = text
     return values
 
