@@ -463,7 +463,8 @@ def test_a_last_line_that_is_cut_is_said_and_the_rest_is_used(tmp_path: Path, na
 def test_damaged_lines_are_counted_and_the_rest_is_used(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": 0.5}) for step in range(20)]
     for at in (3, 5, 7, 9, 11):
-        lines[at] = "garbage" if at < 11 else '{"step": 11, "loss": ' + "9" * 5000 + "}"  # more digits than Python reads
+        lines[at] = "garbage"
+    lines[11] = '{"step": 11, "loss": ' + "9" * 5000 + "}"  # more digits than Python reads
     lines[15] = json.dumps({"step": 1.5, "loss": 0.5})
     lines[16] = json.dumps({"step": 16, "loss": "high"})
     found = read(write(tmp_path / "a.jsonl", lines))
