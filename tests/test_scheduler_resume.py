@@ -207,7 +207,7 @@ def test_a_damaged_state_is_refused_and_nothing_is_changed(data: st.DataObject) 
         holder = holder[key]
     holder[last] = unlike(holder[last])
     before, lrs = json.dumps(here.state_dict()), lrs_of(here.optimizer)
-    with pytest.raises(ValueError, match=r"damaged|reads states of version 3, found"):
+    with pytest.raises(ValueError, match=r"damaged|reads states of version 4, found"):
         here.load_state_dict(state)
     assert json.dumps(here.state_dict()) == before
     assert lrs_of(here.optimizer) == lrs
@@ -256,7 +256,7 @@ def test_a_state_of_other_groups_is_refused(warmup: Any) -> None:
     ],
 )
 def test_what_is_no_state_of_ours_is_refused(state: Any, found: Any) -> None:
-    with pytest.raises(ValueError, match=f"reads states of version 3, found {found}: .*start without this state"):
+    with pytest.raises(ValueError, match=f"reads states of version 4, found {found}: .*start without this state"):
         AdaptiveWarmup(optimizer_of(1e-3), warmup_steps=10).load_state_dict(state)
 
 
