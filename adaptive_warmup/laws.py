@@ -228,7 +228,7 @@ def _stands(state: State, signals: Signals) -> bool:
 
 
 def _still(state: State, hold: str | None) -> Move:
-    ceiling = _gain(state).factor_for(state.law["target"]) if state.law.get("count") else None
+    ceiling = _gain(state).factor_for(state.law["target"])
     why = hold or f"no update: holding at {state.factor:.2g}"
     return Move(state.factor, state.law, (why,), ceiling, held=True, clock=state.clock)
 
