@@ -202,16 +202,18 @@ class AdaptiveWarmup(LRScheduler):
 
     def _scales(self) -> list[float]:
         """The multipliers of the schedules, at most 1: a rise above the peak that is known raises no KL target."""
-        pairs = [(lr, float(base)) for lr, base in zip(self._lrs.scheduled, self.base_lrs, strict=True)]
-        above = [pair for pair in pairs if pair[0] > 1.000001 * pair[1]]
-        if above and not self._surpassed:
-            self._surpassed = True
+        pairs = zip(self._lrs.scheduled, self.base_lrs, strict=True)
+        scales = [lr / float(base) if base else 0.0 for lr, base in pairs]
+        highest = max(scales)
+        if highest > 1.000001 and not self._surpassed:
+            self._surpassed, index = True, scales.index(highest)
             _log.warning(
                 "the schedule's lr %.3g is above the peak that is known of it, %.3g, and the KL target is of that peak:"
                 " give the optimizer the highest lr, and let the schedule go down from it",
-                *above[0],
+                self._lrs.scheduled[index],
+                float(self.base_lrs[index]),
             )
-        return [min(lr / base, 1.0) if base else 0.0 for lr, base in pairs]
+        return scales if highest <= 1.0 else [min(scale, 1.0) for scale in scales]
 
     def _of(self, index: int) -> Regulator:
         return self._regulators[index if self.per_group else 0]
