@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from benchmarks.experiments.stability.arms import ARMS
+from benchmarks.experiments.stability.claims import ANY, claims
 from benchmarks.experiments.stability.driver import Plan
 from benchmarks.experiments.stability.edge import edge_table
 from benchmarks.experiments.stability.engine import Runs
+from benchmarks.experiments.stability.evidence import evidence_table
 from benchmarks.experiments.stability.measures import improvement, iqm, outcome, wilson
 from benchmarks.experiments.stability.network import Shape, hidden, initial, logits, stack
 from benchmarks.experiments.stability.references import references, shape_of
@@ -222,16 +224,48 @@ def test_further_runs_lie_around_the_edge_that_the_grid_has_shown() -> None:
     assert [(part.task, part.seeds, part.peaks) for part in parts] == [("chain_sum", tuple(range(8, 16)), (3e-4, 1e-3))]
 
 
-def test_the_table_around_the_edge_adds_the_grids_seeds() -> None:
-    def made(seed: int, peak: float, collapsed: bool) -> Run:
-        scores = np.r_[np.ones(30), np.full(30, 0.0 if collapsed else 1.0)]
-        found = outcome(scores, np.zeros(60), 1.0, started=1.0)
-        return Run("chain_sum", "ours", 1, peak, seed, found, scores, scores, scores)
+def one(arm: str, scores: np.ndarray, task: str = "chain_sum", seed: int = 0, peak: float = 1e-3) -> Run:
+    found = outcome(scores, np.zeros(len(scores)), float(scores[-1]), started=1.0)
+    return Run(task, arm, 1, peak, seed, found, scores, scores, np.ones(len(scores)))
 
-    grid = Table([made(0, 3e-4, False), made(0, 1e-3, True), made(0, 3e-2, True)])
-    rows = edge_table(grid, Table([made(8, 3e-4, False), made(8, 1e-3, False)])).splitlines()
+
+def test_the_table_around_the_edge_adds_the_grids_seeds() -> None:
+    fine, fallen = np.ones(60), np.r_[np.ones(30), np.zeros(30)]
+    grid = Table([one("ours", fine, peak=3e-4), one("ours", fallen), one("ours", fallen, peak=3e-2)])
+    more = Table([one("ours", fine, seed=8, peak=3e-4), one("ours", fine, seed=8)])
+    rows = edge_table(grid, more).splitlines()
     assert rows[-1].startswith("| ours | ")
     assert "| 1.000 | 0.750 (1/2) | 1/4 |" in rows[-1]
+
+
+def test_the_best_arm_in_hindsight_is_another_one_on_each_task() -> None:
+    on_search = {"ratio 0": (0.1, 0.1), "rsl_rl": (0.5, 0.65), "ours": (0.6, 0.6), "RAdam": (0.7, 0.7)}
+    on_sums = {"ratio 0": (0.1, 0.1), "rsl_rl": (0.5, 0.5), "ours": (0.6, 0.6), "RAdam": (0.3, 0.3)}
+    table = Table(
+        one(arm, np.full(60, score), task, seed)
+        for task, scores in (("search", on_search), ("chain_sum", on_sums))
+        for arm, pair in scores.items()
+        for seed, score in enumerate(pair)
+    )
+    found = {str(claim["claim"]): claim["value"] for claim in claims(table)}
+    assert found["3. probability that ours improves on rsl_rl, area"] == 0.75
+    assert found[f"3. probability that {ANY} improves on rsl_rl, area"] == 1.0
+
+
+def test_what_a_run_could_tell_of_two_targets() -> None:
+    noise = np.tile([0.05, -0.05], 100)
+    safe = [one("ratio 0", np.ones(200)), one("ratio 0", np.zeros(200), peak=3e-3)]
+
+    def row(slope: float) -> list[str]:
+        lines = {"ours": 0.0005 * np.arange(200), "rsl_rl": slope * np.arange(200)}
+        both = [one(arm, line + sign * noise, peak=3e-3) for arm, line in lines.items() for sign in (1, -1)]
+        return [cell.strip() for cell in evidence_table(Table(safe + both)).splitlines()[-1].split("|")[1:-1]]
+
+    assert row(0.001)[:4] == ["chain_sum", "+0.050", "+0.100", "0.071"]
+    assert row(0.0005)[4:] == ["0.00", "over 100,000"]
+    z, episodes = float(row(0.0015)[4]), float(row(0.0015)[5].replace(",", ""))
+    assert float(row(0.0025)[4]) == pytest.approx(2 * z, abs=0.01)
+    assert episodes == pytest.approx(32 * (2 / z) ** 2, rel=0.03)
 
 
 def test_outcomes_by_hand() -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.experiments.stability import profiles
 from benchmarks.experiments.stability.claims import SOUND, claims
 from benchmarks.experiments.stability.edge import edge_table
+from benchmarks.experiments.stability.evidence import evidence_table
 from benchmarks.experiments.stability.measures import iqm
 from benchmarks.experiments.stability.table import EDGE, Table, load
 from benchmarks.rebuilding import RESULTS, ROOT, Claim, between, drawing, markdown, summary_file, svg, write
@@ -74,30 +76,38 @@ def claims_table(found: list[Claim]) -> str:
 
 
 def figure(table: Table) -> str:
-    """Area under the score against the peak lr, a panel for each task, as SVG; on white, for dark pages too."""
+    """Area under the score against the peak lr, a row for each task, a column for each number of epochs, as SVG."""
     with drawing("stability"):
         picture = Figure()
         _draw(picture, table)
-        return svg(picture, facecolor="white")
+        return svg(picture, facecolor="white")  # for dark pages too
 
 
 def _draw(picture: Figure, table: Table) -> None:
-    tasks = [task for task in SOUND if (task, 1) in table.settings("ratio 0")]
-    rows = -(-len(tasks) // 2)
-    picture.set_size_inches(7.6, 2.7 * rows + 0.5)
-    axes = picture.subplots(rows, 2, squeeze=False)
-    for panel, task in zip(axes.flat, tasks, strict=False):
-        peaks = table.peaks(task)
-        for arm, colour, dash in zip(DRAWN, COLOURS, DASHES, strict=True):
-            areas = [table.mean(task, arm, peak, lambda found: found.area) for peak in peaks]
-            panel.plot(peaks, areas, dash, color=colour, label=arm, linewidth=2 if "ours" in arm else 1.4, marker=".")
-        panel.axvline(table.edge(task), color="#cccccc", linewidth=6, zorder=0)
-        panel.set(xscale="log", title=task.replace("_", " "), xlabel="peak lr", ylabel="mean score over the run")
-        panel.set_ylim(bottom=0)
-        panel.spines[["top", "right"]].set_visible(False)
+    settings = [setting for setting in table.settings("ratio 0") if setting[0] in SOUND]
+    tasks = [task for task in SOUND if task in dict(settings)]
+    epochs = sorted({each for _, each in settings})
+    picture.set_size_inches(7.6, 2.2 * len(tasks) + 0.5)
+    axes = picture.subplots(len(tasks), len(epochs), squeeze=False, sharex=True, sharey="row")
+    for row, task in zip(axes, tasks, strict=True):
+        for panel, each in zip(row, epochs, strict=True):
+            _panel(panel, table, task, each)
+        row[0].set(ylabel="mean score over the run", ylim=(0, None))
+    for panel in axes[-1]:
+        panel.set_xlabel("peak lr")
     handles, labels = axes[0][0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    picture.tight_layout(rect=(0, 0.05, 1, 1))
+    picture.tight_layout(rect=(0, 0.04, 1, 1))
+
+
+def _panel(panel: Axes, table: Table, task: str, epochs: int) -> None:
+    peaks = table.peaks(task, epochs)
+    for arm, colour, dash in zip(DRAWN, COLOURS, DASHES, strict=True):
+        areas = [table.mean(task, arm, peak, lambda found: found.area, epochs) for peak in peaks]
+        panel.plot(peaks, areas, dash, color=colour, label=arm, linewidth=2 if "ours" in arm else 1.4, marker=".")
+    panel.axvline(table.edge(task, epochs), color="#cccccc", linewidth=6, zorder=0)
+    panel.set(xscale="log", title=f"{task.replace('_', ' ')}, {epochs} epoch{'s' * (epochs > 1)}")
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def rebuilt() -> dict[Path, str]:
@@ -105,7 +115,7 @@ def rebuilt() -> dict[Path, str]:
     table = load()
     found, study = claims(table), STUDY.read_text(encoding="utf-8")
     parts = {"arms": profiles.summary(table), "tables": tables(table), "claims": claims_table(found)}
-    parts["edge"] = edge_table(table, load(EDGE))
+    parts |= {"edge": edge_table(table, load(EDGE)), "evidence": evidence_table(table)}
     for name, text in parts.items():
         study = between(study, f"<!-- {name} -->\n", f"<!-- end of {name} -->", text)
     drawn = profiles.figure(table, DRAWN, COLOURS, DASHES)

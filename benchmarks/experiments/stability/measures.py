@@ -64,7 +64,7 @@ def outcome(scores: np.ndarray, ln_rates: np.ndarray, evaluation: float, started
     )
 
 
-def iqm(values: Sequence[float]) -> float:
+def iqm(values: Sequence[float] | np.ndarray) -> float:
     """The mean of the middle half."""
     return float(trim_mean(np.asarray(values, dtype=float), 0.25))
 
@@ -97,8 +97,14 @@ def _again(rng: np.random.Generator, block: np.ndarray) -> np.ndarray:
     return np.take_along_axis(block, rng.integers(block.shape[1], size=block.shape), axis=1)
 
 
+def chance(ours: Strata, theirs: Strata) -> float:
+    """The probability that a run of ours is better than one of theirs in the same stratum."""
+    chances = [mannwhitneyu(ours[key], theirs[key]).statistic / (len(ours[key]) * len(theirs[key])) for key in ours]
+    return float(np.mean(chances))
+
+
 def improvement(ours: Strata, theirs: Strata) -> tuple[float, list[float]]:
-    """The probability that a run of ours is better than one of theirs in the same stratum, and its interval."""
+    """That `chance`, and its interval."""
 
     def statistic(tables: list[Blocks]) -> float:
         wins = [
@@ -107,8 +113,7 @@ def improvement(ours: Strata, theirs: Strata) -> tuple[float, list[float]]:
         ]
         return float(np.concatenate([block.mean((1, 2)) for block in wins]).mean())
 
-    chances = [mannwhitneyu(ours[key], theirs[key]).statistic / (len(ours[key]) * len(theirs[key])) for key in ours]
-    return float(np.mean(chances)), interval(statistic, [ours, theirs])
+    return chance(ours, theirs), interval(statistic, [ours, theirs])
 
 
 def wilson(count: int, of: int) -> list[float]:

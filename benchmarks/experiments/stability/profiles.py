@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.experiments.stability.claims import FIXED, SOUND
-from benchmarks.experiments.stability.measures import iqm
+from benchmarks.experiments.stability.measures import interval, iqm, wilson
 from benchmarks.experiments.stability.table import Table
 from benchmarks.rebuilding import drawing, markdown, svg
 
@@ -49,10 +49,18 @@ def summary(table: Table) -> str:
         jitter = float(np.mean([run.outcome.rate_jitter for run in runs]))
         drawdown = float(np.mean([run.outcome.drawdown for run in runs]))
         all_areas = [area for areas in found.values() for area in areas]
-        cells = [np.mean(all_areas), iqm(all_areas), np.mean(lost), drawdown, jitter]
-        rows.append([arm, *(f"{cell:.3f}" for cell in cells), f"{fallen}/{len(runs)}"])
-    names = ("arm", "mean", "IQM", "lr sensitivity", "drawdown", "lr jitter", "collapsed")
+        bounds = interval(lambda tables: iqm(np.concatenate([block.ravel() for block in tables[0]])), [found])
+        numbers = [f"{cell:.3f}" for cell in (np.mean(lost), drawdown, jitter)]
+        middle = f"{iqm(all_areas):.3f} ({_range(bounds)})"
+        share = f"{fallen}/{len(runs)} ({_range(wilson(fallen, len(runs)))})"
+        rows.append([arm, f"{np.mean(all_areas):.3f}", middle, *numbers, share])
+    names = ("arm", "mean", "IQM (95 %)", "lr sensitivity", "drawdown", "lr jitter", "collapsed (95 %)")
     return markdown(names, rows)
+
+
+def _range(bounds: list[float]) -> str:
+    low, high = bounds
+    return f"{low:.3f} to {high:.3f}"
 
 
 def figure(table: Table, arms: tuple[str, ...], colours: tuple[str, ...], dashes: tuple[str, ...]) -> str:
