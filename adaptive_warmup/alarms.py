@@ -30,8 +30,8 @@ class Alarm(NamedTuple):
 class Watch(NamedTuple):
     """What the alarms remember of the run.
 
-    `drop_steps` counts the task rewards that have been reported since the present score drop set in, `unheard` the
-    steps since the last one was.
+    `drop_steps` counts the steps since the present score drop set in, `drop_reports` the task rewards that have been
+    reported in them, `unheard` the steps since the last one was.
     """
 
     reward: Level = Level()
@@ -42,6 +42,12 @@ class Watch(NamedTuple):
     drop_steps: int = 0
     paid: Excess = Excess()
     unheard: int = 0
+    drop_reports: int = 0
+
+    @property
+    def drops(self) -> bool:
+        """Whether there is a score drop now: long after the last report nobody knows."""
+        return self.drop_reports > 0 and self.unheard <= _LONG
 
 
 def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
@@ -59,18 +65,19 @@ def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
         kl_rewards = (*kl_rewards, kl_reward)[-_LONG:]
         if is_finite(signals.task_reward):  # trends are compared only over the same steps
             rewards = (*rewards, signals.task_reward)[-_LONG:]
-    drop_steps, unheard = _dropped(memory, reward, is_finite(signals.task_reward))
-    after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, drop_steps, paid, unheard)
+    drop_steps, drop_reports, unheard = _dropped(memory, reward, is_finite(signals.task_reward))
+    after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, drop_steps, paid, unheard, drop_reports)
     found = (_non_finite(signals), _gaming(after) if signals.kl_reward is not None else None, _drop(after))
     return after, tuple(filter(None, found))
 
 
-def _dropped(memory: Watch, reward: Level, reported: bool) -> tuple[int, int]:
-    """`drop_steps` and `unheard` now. A drop is judged on what is reported; long after the last report it is over."""
+def _dropped(memory: Watch, reward: Level, reported: bool) -> tuple[int, int, int]:
+    """`drop_steps`, `drop_reports` and `unheard` now. A drop is judged on what is reported."""
     if not reported:
-        return (memory.drop_steps if memory.unheard < _LONG else 0), memory.unheard + 1
-    dropped = reward.lost > _LOST and reward.drop > (_DROP if not memory.drop_steps else 0.5 * _DROP)
-    return (memory.drop_steps + 1 if dropped else 0), 0
+        return memory.drop_steps + (memory.drop_reports > 0), memory.drop_reports, memory.unheard + 1
+    if reward.lost > _LOST and reward.drop > (_DROP if not memory.drop_reports else 0.5 * _DROP):
+        return memory.drop_steps + 1, memory.drop_reports + 1, 0
+    return 0, 0, 0
 
 
 def _counted(kl_reward: float, reward: Level) -> float:
@@ -125,7 +132,7 @@ def _gaming(memory: Watch) -> Alarm | None:
 
 
 def _drop(memory: Watch) -> Alarm | None:
-    if not memory.drop_steps:
+    if not memory.drops:
         return None
     return Alarm(
         "score_drop",

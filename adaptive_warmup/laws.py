@@ -8,39 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from adaptive_warmup.alarms import is_finite
-from adaptive_warmup.feedforward import OUTLIER
+from adaptive_warmup.ramp import NO_MEASUREMENT, Move, exponent, gain, measurable, nominal_move, without_kl
 from adaptive_warmup.signals import PROBES, kl_on_target, kl_scale, updates_of
-from adaptive_warmup.statistics import Gain
 
 if TYPE_CHECKING:
     from adaptive_warmup.alarms import Alarm, Watch
     from adaptive_warmup.controller import Config, State
     from adaptive_warmup.signals import KLSource, Signals
+    from adaptive_warmup.statistics import Gain
+
+__all__ = ["LAWS", "Law", "Move", "feedback", "linear", "steps_left"]
 
 _FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
 _SMALL = 1.0  # off the ceiling by less than so much of ln(factor), half of the way is gone, the rest being noise
 _STILL = 1e-3  # of ln(factor), which nobody would call a move
 _CUT = 0.5  # a score drop halves the factor ...
 _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it lasts
-_NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
-_NO_UPDATE = 1e-6  # likewise where the user's schedule is this near to zero
-_GAPS = 4  # a probe that measures every so many steps has not fallen silent before so many times that
 _FEW = 8  # updates on one rollout up to which a step counts as one
-_CALM = 2.0  # z of the grad norm up to which the pace is nominal; from an outlier's on the warmup waits
-
-
-class Move(NamedTuple):
-    """What a law proposes. `clock` only where the factor is exactly on the nominal ramp; `memory` is the law's own."""
-
-    factor: float
-    memory: Mapping[str, float]
-    reasons: tuple[str, ...]
-    ceiling: float | None = None
-    held: bool = False
-    clock: float | None = None
 
 
 class Law(Protocol):
@@ -53,7 +40,7 @@ class Law(Protocol):
 
 def linear(config: Config, state: State, signals: Signals, watch: Watch, alarms: tuple[Alarm, ...]) -> Move:
     """The null law: the fixed linear warmup, whatever the signals say."""
-    return _nominal(config, state, {}, 1.0, None)
+    return nominal_move(config, state, {}, 1.0, None)
 
 
 def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarms: tuple[Alarm, ...]) -> Move:
@@ -69,14 +56,14 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     kl = signals.kl
     hold = _hold(config, state, alarms)
     lr = state.factor * signals.lr_scale if signals.kl_lr is None else signals.kl_lr
-    if is_finite(kl) and kl > _NO_MEASUREMENT and measurable(signals.lr_scale) and 0.0 < lr < math.inf:
-        gain = _gain(state).update(kl / kl_scale(signals.kl_source), lr, _worth(state, signals.kl_source))
-        move = _toward(config, state, gain, kl, signals, hold)
+    if is_finite(kl) and kl > NO_MEASUREMENT and measurable(signals.lr_scale) and 0.0 < lr < math.inf:
+        seen = gain(state).update(kl / kl_scale(signals.kl_source), lr, _worth(state, signals.kl_source))
+        move = _toward(config, state, seen, kl, signals, hold)
     else:
-        move = _still(state, hold) if _stands(state, signals) else _unmeasured(config, state, watch, hold)
-    again = watch.drop_steps % _CUT_EVERY == 1 and not move.memory.get("count")
-    if is_finite(signals.task_reward) and (watch.drop_steps == 1 or again):
-        return _cut_back(config, move, _named(alarms, "score_drop").message, anew=watch.drop_steps == 1)
+        move = without_kl(config, state, signals, watch, hold)
+    again = watch.drop_reports % _CUT_EVERY == 1 and not move.memory.get("count")
+    if is_finite(signals.task_reward) and (watch.drop_reports == 1 or again):
+        return _cut_back(config, move, _named(alarms, "score_drop").message, anew=watch.drop_reports == 1)
     return move
 
 
@@ -92,18 +79,13 @@ def _cut_back(config: Config, move: Move, message: str, anew: bool) -> Move:
 LAWS: dict[str, Law] = {"feedback": feedback, "linear": linear}
 
 
-def measurable(lr_scale: float) -> bool:
-    """Whether the KL of an update says something of the lr, so far as the user's schedule goes."""
-    return _NO_UPDATE < lr_scale < 1.0 / _NO_UPDATE
-
-
 def steps_left(config: Config, factor: float, memory: Mapping[str, float]) -> int | None:
     """Steps from `factor` to the peak where no ceiling is in the way; None where a drop of the score is."""
     if "borne" in memory:
         return None
     if memory.get("count") and not memory.get("nominal"):
         return math.ceil(-math.log(factor) / config.rise)
-    steps = -math.log(factor) / _exponent(config) if memory.get("blind") else config.warmup_steps * (1.0 - factor)
+    steps = -math.log(factor) / exponent(config) if memory.get("blind") else config.warmup_steps * (1.0 - factor)
     return math.ceil(steps - 1e-9)  # rounding is no step more
 
 
@@ -114,10 +96,6 @@ def _is_nominal(config: Config, source: KLSource) -> bool:
     shows in no KL, only in the loss at the end (`benchmarks/experiments/lm/`). `min_warmup_steps` says otherwise.
     """
     return source == "training_probe" and config.min_warmup_steps is None
-
-
-def _gain(state: State) -> Gain:
-    return Gain(state.law.get("gain", 0.0), int(state.law.get("count", 0)))
 
 
 def _gap(state: State) -> int:
@@ -155,10 +133,10 @@ def _named(alarms: tuple[Alarm, ...], name: str) -> Alarm:
     return next(alarm for alarm in alarms if alarm.name == name)
 
 
-def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signals, hold: str | None) -> Move:
+def _toward(config: Config, state: State, seen: Gain, kl: float, signals: Signals, hold: str | None) -> Move:
     """Go to the ceiling in logs, at most `_FALL` down, and up by what is allowed; not at all where something holds."""
     target = config.target_at(state.step, signals.kl_source, signals.lr_scale)
-    ceiling = gain.factor_for(target)
+    ceiling = seen.factor_for(target)
     off = want = math.log(ceiling / state.factor)
     if abs(want) < _SMALL:
         want *= 1.0 - 0.5 ** _weight(state, signals.kl_source)
@@ -171,7 +149,8 @@ def _toward(config: Config, state: State, gain: Gain, kl: float, signals: Signal
     other = not late and (off > 0.0) == (kl > budget)  # this KL alone would have it go the other way
     smoothed = f" (smoothed {math.exp(-2.0 * off):.3g} x)" if other else ""
     what = f"kl {kl:.2g}{late} is {kl / budget:.2g} x the target {budget:.2g}{smoothed}: {_went(step, factor)}"
-    memory = {"gain": gain.log, "count": gain.count, "silent": 0, "gap": _gap(state), "target": target}
+    memory = {"gain": seen.log, "count": seen.count, "silent": 0, "gap": _gap(state), "target": target}
+    memory["last"] = kl / kl_scale(signals.kl_source)
     if nominal:
         memory["nominal"] = 1
     if updates_of(signals.kl_source) > _FEW and (kl > budget or state.law.get("met")):
@@ -197,68 +176,3 @@ def _allowed(state: State, signals: Signals, rise: float) -> float:
         return rise
     ahead = math.log(state.factor * signals.lr_scale / signals.kl_lr)
     return max(min(rise - ahead, rise), 0.0)
-
-
-def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) -> Move:
-    """No KL now: the nominal pace, under the last ceiling for as long as that is worth anything."""
-    memory = dict(state.law)
-    ceiling = None
-    if memory.get("count"):
-        memory["silent"] = silent = memory["silent"] + 1
-        ceiling = _gain(state).factor_for(memory["target"])
-        # One whole nominal warmup without a word, and far longer than ever between two: the ceiling is forgotten.
-        if silent > max(config.warmup_steps, 10, _GAPS * memory.get("gap", 1.0)):
-            memory, ceiling = {}, None
-    elif watch.reward.count:
-        memory["blind"] = 1  # only the score tells: up along the exponential ramp
-        _fade(config, memory, watch)
-    pace = 0.0 if hold else min(max((OUTLIER - watch.grad_z) / (OUTLIER - _CALM), 0.0), 1.0)
-    move = _nominal(config, state, memory, pace, ceiling)
-    return move._replace(reasons=(hold,), held=True) if hold else move
-
-
-def _stands(state: State, signals: Signals) -> bool:
-    """Whether a KL that is reported says that nothing was updated: it is 0, or the lr is, where neither was before.
-
-    Such a step uses up neither the warmup nor what is known. A KL that was never anything but 0 says nothing at all.
-    """
-    if not is_finite(signals.kl) or signals.kl < 0.0 or not state.law.get("count"):
-        return False
-    return signals.kl <= _NO_MEASUREMENT or signals.lr_scale <= _NO_UPDATE
-
-
-def _still(state: State, hold: str | None) -> Move:
-    ceiling = _gain(state).factor_for(state.law["target"])
-    why = hold or f"no update: holding at {state.factor:.2g}"
-    return Move(state.factor, state.law, (why,), ceiling, held=True, clock=state.clock)
-
-
-def _fade(config: Config, memory: dict[str, float], watch: Watch) -> None:
-    """A drop that is over is made good at a doubling a nominal warmup, so that a false alarm costs no more."""
-    if "borne" in memory and not watch.drop_steps:
-        memory["borne"] *= 2.0 ** (1.0 / config.warmup_steps)
-        if memory["borne"] >= memory["fell"]:
-            del memory["borne"], memory["fell"]
-
-
-def _exponent(config: Config) -> float:
-    """Rise of ln(factor) in a step of the exponential ramp, which is as long as the linear one."""
-    return math.log(max(config.warmup_steps, 2)) / max(config.warmup_steps - 1, 1)
-
-
-def _nominal(config: Config, state: State, memory: Mapping[str, float], pace: float, ceiling: float | None) -> Move:
-    """One step of `pace` nominal steps along the ramp, not past the ceiling, never down."""
-    blind = bool(memory.get("blind"))
-    clock = state.clock * math.exp(pace * _exponent(config)) if blind else state.clock + pace
-    clock = min(clock, float(config.warmup_steps))
-    factor = clock / config.warmup_steps
-    borne = memory.get("borne", 1.0)
-    if factor > (bound := min(1.0 if ceiling is None else ceiling, borne)):
-        factor = max(bound, state.factor)
-        what = "the last known ceiling" if ceiling is not None else "what the last drop of the score has left"
-        return Move(factor, memory, (f"no kl: staying under {what}, {bound:.2g}",), ceiling, held=ceiling is None)
-    if factor == 1.0:
-        return Move(1.0, memory, ("warmup done",), ceiling, clock=clock)
-    words = "nominal pace" if pace == 1.0 else f"grad norm out of its range: {pace:.0%} of the nominal pace"
-    along = f"exponentially, to {factor:.2g}" if blind else f"{clock:.4g} of {config.warmup_steps} steps"
-    return Move(factor, memory, (f"{words}: {along}",), ceiling, pace == 0.0, clock)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from adaptive_warmup import controller, feedforward, laws
+from adaptive_warmup import controller, feedforward, ramp
 from adaptive_warmup.alarms import Alarm, is_finite
 from adaptive_warmup.controller import Config, Decision
 from adaptive_warmup.quoting import quoted
@@ -95,6 +95,11 @@ class Regulator:
         """What `cut` goes by, for a host that cuts the coming update without reading its gradient's norm."""
         return feedforward.limits(self.config, self.state)
 
+    @property
+    def cut_share(self) -> float:
+        """What `cut` has left of the lr of the updates since the last decision, in the mean; 1 without any."""
+        return sum(self._cuts) / len(self._cuts) if self._cuts else 1.0
+
     def decide(self, lr_scale: float = 1.0) -> Decision:
         """The decision for the next update, on all that was observed since the last one.
 
@@ -102,11 +107,11 @@ class Regulator:
             lr_scale: multiplier of the user's own schedule during the step just done.
         """
         read = _read(self._waiting)
-        cut = bool(self._cuts) and sum(self._cuts) < _WHOLE * len(self._cuts)
+        cut = self.cut_share < _WHOLE
         timely = "kl" in read and "kl_lr" not in read
         if cut and timely and is_finite(read["kl"]):
             del read["kl"]  # of updates at a cut lr, it says nothing of the run's gain
-        told = cut or timely or not laws.measurable(lr_scale)
+        told = cut or timely or not ramp.measurable(lr_scale)
         self._lrs.append(0.0 if told else self.state.factor * lr_scale)
         self.signals = Signals(lr_scale=lr_scale, **read)
         before, self.before = self.decision, self.state

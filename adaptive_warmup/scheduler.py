@@ -42,7 +42,7 @@ class AdaptiveWarmup(LRScheduler):
         warmup_steps: the nominal warmup. May be left out where the schedule has one built in.
         log: a `DecisionLog`, or the path of one, to write each step into; of several processes the first one writes,
             and where groups have controllers of their own, it is the first group's. Its `lr` is what this scheduler
-            left in the first group for the step; of several updates with `check_gradient`, the last one's.
+            left in the first group for the step; of several updates with `check_gradient`, their mean.
         settings: those of `Config` by name. Any of them, `warmup_steps` too, may be a list with an entry for each
             param group: each group then has a controller of its own, as actor and critic need.
 
@@ -179,14 +179,15 @@ class AdaptiveWarmup(LRScheduler):
         """Update 0 is next: at construction, or where SequentialLR comes to us."""
         for regulator in self._regulators:
             regulator.restart()
-        self.base_lrs = [*peak_lrs(self._schedule, self.base_lrs)]  # floats: one on a device would be waited for
+        initial = [group["initial_lr"] for group in self.optimizer.param_groups]
+        self.base_lrs = [*peak_lrs(self._schedule, initial)]  # floats: one on a device would be waited for
         self._lrs.begin(self._schedule.get_last_lr() if self._schedule else self.base_lrs)
         if self._schedule:
             self._lrs.show()
             self._lrs.scheduled = scheduled_lrs(self._schedule)
 
     def _advance(self) -> None:
-        used, scales = self._lrs.written[0], self._scales()
+        used, scales = self._lrs.scheduled[0] * self._factor(0) * self._regulators[0].cut_share, self._scales()
         for regulator, scale in zip(self._regulators, scales if self.per_group else [max(scales)], strict=True):
             regulator.decide(scale)
         self._lrs.see_moves(self.base_lrs, self._factor)

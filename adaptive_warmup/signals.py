@@ -72,6 +72,7 @@ KL_SCALE: dict[KLSource, float] = {
 PROBES: tuple[KLSource, ...] = ("probe", "training_probe")  # which do not measure every step
 KL_SOURCES: tuple[KLSource, ...] = tuple(KL_SCALE)
 _COUNTED = re.compile(r"(in_loop|post_update):([1-9]\d{0,5})x([1-9]\d{0,5})")
+_BEFORE_ALL = "in_loop:1x1"  # the only update is still to come: there is no KL yet
 _FRESH = 0.25  # what a KL reads on tokens that were not trained on, of what it reads on those that were
 NAMES: tuple[str, ...] = tuple(name for name in Signals._fields if name not in ("kl_source", "lr_scale", "kl_lr"))
 
@@ -140,13 +141,15 @@ def check_name(name: str) -> None:
 
 
 def is_source(source: object) -> bool:
-    """Whether `kl_scale` knows it."""
-    return isinstance(source, str) and (source in KL_SOURCES or _COUNTED.fullmatch(source) is not None)
+    """Whether it is a way of measuring the KL that `kl_scale` knows."""
+    if not isinstance(source, str) or source == _BEFORE_ALL:
+        return False
+    return source in KL_SOURCES or _COUNTED.fullmatch(source) is not None
 
 
 def check_source(source: str) -> None:
     """Raise ValueError if `source` is no way of measuring the KL that we know."""
-    if source == "in_loop:1x1":
+    if source == _BEFORE_ALL:
         raise ValueError(
             f"kl_source={source!r}: before the only update there is no KL yet. Measure it after the update."
         )

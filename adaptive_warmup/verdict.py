@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from adaptive_warmup.alarms import is_finite
+from adaptive_warmup.collapse import SMOOTH, course
 from adaptive_warmup.readers import Past
 from adaptive_warmup.replay import MUCH, Moment
 
-_SMOOTH = 8  # rows of the mean by which a score is judged, as in reports
 _SILENCE = 16  # rows without an alarm after which it is a new one: the longest window of the alarms
 _APART = 8  # rows between two cuts of the lr that count as two
 _MOST_EVENTS = 1000
@@ -160,15 +160,13 @@ def _fallen(past: Past) -> Death | None:
     if column is None:
         return None
     kept = np.flatnonzero(column.given & np.isfinite(column.values))
-    if len(kept) < 2 * _SMOOTH:
+    went = course(column.values[kept].tolist())
+    if went is None or len(kept) < 2 * SMOOTH or not went.fallen(went.means[-1]):
         return None
-    means = np.convolve(column.values[kept], np.full(_SMOOTH, 1.0 / _SMOOTH), "valid")
-    best = float(means.max())
-    alive = np.flatnonzero(means >= 0.5 * best)
-    if best <= 0.0 or alive[-1] == len(means) - 1:
-        return None
-    step = int(past.steps[kept[alive[-1] + _SMOOTH]])
-    return Death(step, f"the task reward fell below half of its best, {best:.3g}, and did not come back")
+    alive = max(at for at, mean in enumerate(went.means) if not went.fallen(mean))
+    half = "half of" if went.floor == 0.0 else "half of the way to"
+    why = f"the task reward fell below {half} its best, {went.best:.3g}, and did not come back"
+    return Death(int(past.steps[kept[alive + SMOOTH]]), why)
 
 
 def _broken(past: Past) -> Death | None:

@@ -375,13 +375,38 @@ def test_a_drop_is_cut_for_on_what_is_reported_and_over_when_nothing_is() -> Non
     assert [bool(d.alarms) for d in after] == [True] * 16 + [False] * 44
 
 
-@pytest.mark.parametrize("lr_scale", [1.0, 0.0])
-def test_steps_without_an_update_use_up_neither_the_warmup_nor_the_ceiling(lr_scale: float) -> None:
-    """KL = 0 where it was not before: skipped updates, or a schedule that is at zero for a while."""
+@pytest.mark.parametrize(("lr_scale", "steps"), [(1.0, 20), (0.0, 100)])
+def test_steps_without_an_update_use_up_neither_the_warmup_nor_the_ceiling(lr_scale: float, steps: int) -> None:
+    """KL = 0 where it was not before: skipped updates, at most a nominal warmup of them; a schedule that is at zero."""
     stream = [Signals(kl=0.04 * (1 / 20) ** 2 * 100), *[Signals(kl=0.0, lr_scale=lr_scale)] * 100]
     found = decide(Config(20), stream)
-    assert {d.factor for d in found} == {found[0].factor}
-    assert found[0].ceiling == found[-1].ceiling is not None
-    assert "no update" in found[-1].reasons[0]
+    assert {d.factor for d in found[: steps + 1]} == {found[0].factor}
+    assert found[0].ceiling == found[steps].ceiling is not None
+    assert "no update" in found[steps].reasons[0]
+    assert (found[-1].factor == 1.0) == (steps < 100)
     constant = decide(Config(20), [Signals(kl=0.0)] * 30)  # one that was never anything else says nothing
     assert constant[-1].factor == 1.0
+
+
+@pytest.mark.parametrize("source", ["post_update", "training_probe", "clip_fraction"])
+def test_a_kl_that_rounds_to_nothing_does_not_hold_the_warmup(source: str) -> None:
+    """Of a small lr a probe reads 0 at every other step, and a clip fraction far more often: they were updated."""
+    small = 1e-6 if source != "clip_fraction" else 1 / 512
+    found = decide(Config(20), [Signals(kl=small if i % 4 == 0 else 0.0, kl_source=source) for i in range(40)])
+    assert found[19].factor == 1.0 or source == "clip_fraction"  # one that says so much at a low lr has a ceiling
+    assert not any("no update" in d.reasons[0] for d in found)
+
+
+def test_a_drop_that_is_reported_seldom_is_cut_for_once_all_the_same() -> None:
+    """Every 20 steps; with a KL that bears the peak one cut, without one again every 8 reports of it."""
+
+    def cuts(**kl: float) -> int:
+        stream = []
+        for t in range(1200):
+            score = (0.6 if t < 600 else 0.4) * min(t / 400, 1.0) + 0.002 * (-1) ** (t // 20)
+            stream.append(Signals(task_reward=score if t % 20 == 0 else None, **kl))
+        found = decide(Config(100), stream)
+        return sum("down from" in d.reasons[0] and "backing off" in d.reasons[0] for d in found)
+
+    assert cuts(kl=1e-5) == 1
+    assert cuts() == 4  # at 30 reports after the drop: the 1st, 9th, 17th and 25th

@@ -187,12 +187,19 @@ def test_death_is_the_step_at_which_the_mean_falls_below_half_for_good(tmp_path:
     assert (verdict.death.step, "0.8" in verdict.death.why) == (45, True)
 
 
+def test_a_score_below_zero_dies_of_losing_half_of_what_it_had_gained(tmp_path: Path) -> None:
+    """From -10 to -2, and back: the mean of eight passes -6 with the fifth -10, which is row 54, step 55."""
+    verdict = scores(tmp_path / "a.jsonl", [-10.0] * 10 + [-2.0] * 40 + [-10.0] * 20)
+    assert verdict.death is not None
+    assert (verdict.death.step, "half of the way to its best, -2" in verdict.death.why) == (55, True)
+
+
 @pytest.mark.parametrize(
     "values",
     [
         [0.8] * 40 + [0.0] * 20 + [0.8] * 20,  # it came back
         [0.01 * t for t in range(80)],  # it began low
-        [-1.0] * 40 + [-3.0] * 40,  # no half of a negative score
+        [-5.0 + 0.4 * (t // 20 % 2) for t in range(90)],  # a wave that is small beside what it is a wave of
         [0.8, 0.0, 0.0],  # too short to tell
     ],
 )

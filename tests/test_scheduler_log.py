@@ -43,11 +43,11 @@ def test_the_lr_that_is_logged_is_the_one_before_another_scheduler_moved_it(tmp_
 def test_the_lr_of_a_cut_update_is_logged_as_cut(tmp_path: Path) -> None:
     scheduler = AdaptiveWarmup(optimizer_of(1.0, 5.0), 1, log=tmp_path / "run.jsonl")
     drive(scheduler, [{"norm": math.inf}, {"norm": 1.0}, {}])
-    for norm in (math.inf, 1.0):  # of two updates the last one's
+    for norm in (math.inf, 1.0):  # of two updates the mean: at a thousandth, and whole
         scheduler.check_gradient(norm)
         scheduler.optimizer.step()
     scheduler.step()
-    assert [step["lr"] for step in read(tmp_path / "run.jsonl").steps] == [0.001, 1.0, 1.0, 1.0]
+    assert [step["lr"] for step in read(tmp_path / "run.jsonl").steps] == [0.001, 1.0, 1.0, 0.5005]
     assert decision_log.settings(tmp_path / "run.jsonl")[1] == 1.0
 
 

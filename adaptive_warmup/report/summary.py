@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
+from adaptive_warmup.collapse import SMOOTH, Course, course
 from adaptive_warmup.history import Run
 from adaptive_warmup.report.reading import adapts, ceilings, gaps
 
-_SMOOTH = 8  # steps of the mean by which a score, or a ceiling, is judged
-_CLEAR = 3.0  # standard errors, of the difference of two such means, that a fall of a score below zero must exceed
 _STEADY = 1.25  # a ceiling that varies by less than this, times, is told as one number
 
 
@@ -54,7 +52,7 @@ MEANING = (
 
 def outcome(run: Run, name: str | None = None) -> Outcome:
     """The outcome of a run of one step or more; `name` where its own is not enough to tell it from others."""
-    rewards, _ = _rewards(run)
+    rewards = _rewards(run)
     lrs = [step["lr"] for step in run.steps if math.isfinite(step["lr"])] or [math.nan]
     name = name or str(run.about.get("arm", run.config.law))
     score, collapsed = run.metric("evaluation")[-1], _fall(run) is not None
@@ -73,24 +71,18 @@ def short(value: float) -> str:
     return f"{digits}e{int(power)}" if power else digits
 
 
-def _rewards(run: Run) -> tuple[list[float], list[float]]:
-    """The task rewards that were reported, and their means over 8 steps; over all of them where they are fewer."""
-    rewards = [reward for reward in run.signal("task_reward") if math.isfinite(reward)]
-    ends = range(min(_SMOOTH, len(rewards)), len(rewards) + 1) if rewards else ()
-    return rewards, [_mean(rewards[max(end - _SMOOTH, 0) : end]) for end in ends]
+def _rewards(run: Run) -> list[float]:
+    """Those that were reported."""
+    return [reward for reward in run.signal("task_reward") if math.isfinite(reward)]
 
 
-def _fall(run: Run) -> tuple[str, float, float] | None:
-    """Of a collapse: what fell, where it ended, and the best that the task reward was."""
-    rewards, means = _rewards(run)
-    if not means:
+def _fall(run: Run) -> tuple[str, float, Course] | None:
+    """Of a collapse: what fell, where it ended, and the course of the task reward."""
+    if (past := course(_rewards(run))) is None:
         return None
-    best, floor = max(means), min(0.0, *means)
-    apart = [after - before for before, after in itertools.pairwise(rewards)]
-    noise = _CLEAR * math.sqrt(_mean([x * x for x in apart]) / _SMOOTH) if floor < 0.0 and apart else 0.0
-    for what, end in (("task reward", means[-1]), ("final score", run.metric("evaluation")[-1])):
-        if end - floor < 0.5 * (best - floor) and best - end > noise:
-            return what, end, best
+    for what, end in (("task reward", past.means[-1]), ("final score", run.metric("evaluation")[-1])):
+        if past.fallen(end):
+            return what, end, past
     return None
 
 
@@ -114,21 +106,21 @@ def _held(run: Run) -> Iterator[str]:
     while begin and run.steps[begin - 1].get("ceiling", 1.0) < 1.0:
         begin -= 1
     held = [i for i in range(begin, len(run.steps)) if run.steps[i]["phase"] != "warmup"]
-    if not held or len(run.steps) - held[0] < min(_SMOOTH, len(run.steps)):
+    if not held or len(run.steps) - held[0] < min(SMOOTH, len(run.steps)):
         return
     shares = sorted(step["next"] for step in run.steps[held[0] :])
     least, most = shares[len(shares) // 10], shares[-1 - len(shares) // 10]  # not the way down, nor single steps
     share = f"{_percent(least)[:-2]} to {_percent(most)}" if most > _STEADY * least else _percent(median(shares))
-    borne = [lr for lr in ceilings(run)[-_SMOOTH:] if not math.isnan(lr)]
+    borne = [lr for lr in ceilings(run)[-SMOOTH:] if not math.isnan(lr)]
     words = f", the ceiling at lr {short(_mean(borne))}" if borne else ""
     yield f"held at {share} of the peak from step {run.steps[held[0]]['step']}{words}"
 
 
 def _collapse(run: Run) -> Iterator[str]:
     if fall := _fall(run):
-        what, end, best = fall
+        what, end, past = fall
         came = "from" if what == "task reward" else "after task rewards of"
-        yield f"collapsed: the {what} ended at {end:.2g}, {came} {best:.2g}"
+        yield f"collapsed: the {what} ended at {end:.2g}, {came} {past.best:.2g}"
 
 
 def _alarms(run: Run) -> Iterator[str]:
