@@ -152,12 +152,8 @@ class Regulator:
     def _date(self, taken: dict[str, Any]) -> None:
         """Note the lr of the step that a KL is of; take the KL out where that is not known, or has a KL."""
         of_step = taken.pop("of_step")
+        check_step(of_step, self.state.step)
         late = self.state.step - of_step
-        if late < 0:
-            raise ValueError(
-                f"of_step={of_step} is still to come: the running step is {self.state.step}. Note `decision.step` while"
-                " a step runs, and give that."
-            )
         if "kl" not in taken:
             return
         lr = self._lrs[-late] if 0 < late <= len(self._lrs) else 0.0
@@ -215,6 +211,15 @@ def checked(kl_source: str | None = None, of_step: int | None = None, **signals:
     if "kl" in taken:
         taken["kl_source"] = kl_source or "post_update"
     return taken
+
+
+def check_step(of_step: int, running: int) -> None:
+    """Raise ValueError where a KL is said to be of a step after the running one."""
+    if of_step > running:
+        raise ValueError(
+            f"of_step={of_step} is still to come: the running step is {running}. Note `decision.step` while a step"
+            " runs, and give that."
+        )
 
 
 def _whole(of_step: Any) -> int:

@@ -16,7 +16,7 @@ from adaptive_warmup.groups import GroupLrs
 from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.quoting import quoted
 from adaptive_warmup.regulator import Regulator, opened, sealed
-from adaptive_warmup.schedules import nominal_warmup, peak_lrs, scheduled_lrs, unwrap
+from adaptive_warmup.schedules import Shares, nominal_warmup, peak_lrs, scheduled_lrs, unwrap
 
 _log = logging.getLogger("adaptive_warmup")
 
@@ -68,7 +68,7 @@ class AdaptiveWarmup(LRScheduler):
         self.per_group = any(isinstance(value, (list, tuple)) for value in settings.values())
         self._regulators = [Regulator(config) for config in configs]
         self._lrs = GroupLrs(optimizer)
-        self._surpassed = False  # said once that the schedule rises above its peak
+        self._shares = Shares()
         super().__init__(optimizer)
         self._log = DecisionLog.of(log, lr=float(self.base_lrs[0])) if log is not None else None
         if self._log:
@@ -187,7 +187,8 @@ class AdaptiveWarmup(LRScheduler):
             self._lrs.scheduled = scheduled_lrs(self._schedule)
 
     def _advance(self) -> None:
-        used, scales = self._lrs.scheduled[0] * self._factor(0) * self._regulators[0].cut_share, self._scales()
+        used = self._lrs.scheduled[0] * self._factor(0) * self._regulators[0].cut_share
+        scales = self._shares.of(self._lrs.scheduled, self.base_lrs)
         for regulator, scale in zip(self._regulators, scales if self.per_group else [max(scales)], strict=True):
             regulator.decide(scale)
         self._lrs.see_moves(self.base_lrs, self._factor)
@@ -200,21 +201,6 @@ class AdaptiveWarmup(LRScheduler):
             self._lrs.show()
             self._schedule.step()
             self._lrs.scheduled = scheduled_lrs(self._schedule)
-
-    def _scales(self) -> list[float]:
-        """The multipliers of the schedules, at most 1: a rise above the peak that is known raises no KL target."""
-        pairs = zip(self._lrs.scheduled, self.base_lrs, strict=True)
-        scales = [lr / float(base) if base else 0.0 for lr, base in pairs]
-        highest = max(scales)
-        if highest > 1.000001 and not self._surpassed:
-            self._surpassed, index = True, scales.index(highest)
-            _log.warning(
-                "the schedule's lr %.3g is above the peak that is known of it, %.3g, and the KL target is of that peak:"
-                " give the optimizer the highest lr, and let the schedule go down from it",
-                self._lrs.scheduled[index],
-                float(self.base_lrs[index]),
-            )
-        return scales if highest <= 1.0 else [min(scale, 1.0) for scale in scales]
 
     def _of(self, index: int) -> Regulator:
         return self._regulators[index if self.per_group else 0]

@@ -144,6 +144,27 @@ def peak_lrs(schedule: LRScheduler | None, initial: Sequence[float | Tensor]) ->
     return peaks
 
 
+class Shares:
+    """The lrs of schedules as shares of their peaks, with a warning where one is above: that raises no KL target."""
+
+    def __init__(self) -> None:
+        self._surpassed = False  # said once
+
+    def of(self, lrs: Sequence[float], peaks: Sequence[float | Tensor]) -> list[float]:
+        """One for each group; 0 where its peak is 0."""
+        shares = [lr / float(peak) if peak else 0.0 for lr, peak in zip(lrs, peaks, strict=False)]
+        highest = max(shares, default=0.0)
+        if highest > 1.000001 and not self._surpassed:
+            self._surpassed, index = True, shares.index(highest)
+            _log.warning(
+                "the schedule's lr %.3g is above the peak that is known of it, %.3g, and the KL target is of that peak:"
+                " give the optimizer the highest lr, and let the schedule go down from it",
+                lrs[index],
+                float(peaks[index]),
+            )
+        return shares
+
+
 def wants_a_metric(schedule: LRScheduler) -> bool:
     """Whether the schedule steps on a metric (ReduceLROnPlateau, GreedyLR), and so not once for each update."""
     return "metrics" in signature(schedule.step).parameters

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from adaptive_warmup.controller import Decision
-from adaptive_warmup.regulator import checked
+from adaptive_warmup.regulator import check_step, checked
 from adaptive_warmup.scheduler import AdaptiveWarmup
 from adaptive_warmup.signals import KL_SOURCES, NAMES
 
@@ -109,16 +109,20 @@ class _Agreed(AdaptiveWarmup):
         else:
             self._chosen(group)  # refuses what is no group
             taken, own = checked(**signals), self._own.setdefault(group, {})
+            check_step(taken.get("of_step", 0), self.decision.step)
             (own if "kl" in taken else taken).pop("of_step", None)  # it is of the KL that it came with
             own.update(taken)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._own = {}  # was of another time
 
     def _advance(self) -> None:
         if self._accelerator.num_processes > 1:
             groups = [None, *(range(len(self._lrs.scheduled)) if self.per_group else ())]
-            own = [self._own.get(group, {}) for group in groups]
+            own, self._own = [self._own.get(group, {}) for group in groups], {}
             for group, agreed in zip(groups, self._exchanged(own), strict=True):
                 super().observe(group=group, **agreed)
-            self._own = {}
         super()._advance()
 
     def _exchanged(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:

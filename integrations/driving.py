@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from adaptive_warmup.scheduler import AdaptiveWarmup
 from adaptive_warmup.schedules import (
+    Shares,
     built_in_warmup,
     check_lrs,
     default_warmup_steps,
@@ -44,7 +45,7 @@ class DrivenLrs:
 
     Attributes:
         optimizer, schedule: as they are inside of the host's wrappers.
-        peak: of the first group's schedule.
+        peak: of the group with the highest one, of those that have no warmup of their own. Its lr is the one in logs.
 
     Raises:
         ValueError: the schedule is not the optimizer's, or warms up by feedback already; as `check_lrs`.
@@ -60,18 +61,21 @@ class DrivenLrs:
         # Noted in the groups for the schedules that do not; with them it is saved and loaded.
         initial = [group.setdefault("initial_lr", float(group["lr"])) for group in optimizer.param_groups]
         self._peaks = peak_lrs(self.schedule, initial)
-        self.peak = self._peaks[0]
+        self._apart = [bool(group.get(OWN_WARMUP)) for group in optimizer.param_groups]
+        self._main = max(range(len(initial)), key=lambda index: (not self._apart[index], self._peaks[index]))
+        self.peak = self._peaks[self._main]
+        self._shares = Shares()
 
     @property
     def scheduled(self) -> float:
-        """The first group's lr of the running step, without the factor."""
-        return self._ours[0]
+        """The lr of the running step, without the factor."""
+        return self._ours[self._main]
 
     @property
     def scale(self) -> float:
         """The schedule's multiplier in the running step; the highest of the groups', as some may be frozen."""
-        groups = zip(self._apart, self._ours, self._peaks, strict=False)
-        return max((ours / peak for apart, ours, peak in groups if peak and not apart), default=0.0)
+        shares = zip(self._apart, self._shares.of(self._ours, self._peaks), strict=False)
+        return max((share for apart, share in shares if not apart), default=0.0)
 
     def begin(self, factor: float) -> None:
         """A step begins: put our lr in place of the schedule's."""

@@ -36,9 +36,9 @@ class AdaptiveWarmupCallback(TrainerCallback):
         trainer = Trainer(..., callbacks=[AdaptiveWarmupCallback()])
 
     Reads the loss and the gradient norm before clipping at every step, whatever `logging_steps` is; what the trainers
-    of TRL report of the step (docs/signals-of-trainers.md); and what `observe` is given, which goes first. Where nobody
-    reports a post-update KL it measures one itself, see `probe`. Logs `adaptive_warmup/*` (`integrations/figures.py`)
-    with the Trainer's own logs.
+    of TRL report of the step (docs/signals-of-trainers.md); and what `observe` is given, which goes first, but for a
+    gradient norm where the Trainer has its own. Where nobody reports a post-update KL it measures one itself, see
+    `probe`. Logs `adaptive_warmup/*` (`integrations/figures.py`) with the Trainer's own logs.
 
     The feedback law cuts an update whose gradient is an outlier and skips one whose gradient is not finite, see `read`.
     The state travels in `trainer_state.json`.
@@ -187,13 +187,16 @@ class AdaptiveWarmupCallback(TrainerCallback):
             self._probe.after(self._regulator)
         arrived, step = self._values.arrived(), self._regulator.state.step
         passed = {"loss": self._passing.loss, "grad_norm": self._passing.grad_norm}
-        for signals in (self._values.take(passed, step), arrived, self._values.take(self._reader.end(), step)):
+        for signals in (self._values.take(passed, step), arrived):
+            self._regulator.observe(grad_norm=signals.get("grad_norm"))  # what `cut` compares with is of the same kind
             self._regulator.supply(**signals)
+        self._regulator.supply(**self._values.take(self._reader.end(), step))
+        lr = self._lrs.scheduled * used.factor * self._regulator.cut_share
         self._regulator.decide(self._lrs.scale)
         agree(self._regulator)
         decision = self._regulator.decision
         if self._log:
-            self._log.write(self._regulator, lr=self._lrs.scheduled * used.factor)
+            self._log.write(self._regulator, lr=lr)
         if decision.phase != used.phase:
             _log.info("step %d, %s: %s", state.global_step, decision.phase, "; ".join(decision.reasons))
         if decision.stop:

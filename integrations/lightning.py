@@ -56,6 +56,7 @@ class AdaptiveWarmupCallback(Callback):
         self._metrics = {name: name for name in NAMES} | metrics
         self._seen: list[dict[str, Tensor]] = []  # by scheduler
         self._waiting: list[list[dict[str, Any]]] = []  # likewise, what the processes are still to agree on
+        self._restored: list[list[dict[str, Any]]] = []  # `_waiting` of a checkpoint
         self._several = False
         self._schedulers: list[AdaptiveWarmup] = []
 
@@ -88,8 +89,17 @@ class AdaptiveWarmupCallback(Callback):
         if pl_module.automatic_optimization and any(config.interval != "step" for config in found):
             raise ValueError('AdaptiveWarmup is stepped with interval="epoch": warmup counts updates, say "step".')
         self._schedulers = [config.scheduler for config in found if isinstance(config.scheduler, AdaptiveWarmup)]
-        self._seen, self._waiting = [{} for _ in self._schedulers], [[] for _ in self._schedulers]
+        self._seen = [{} for _ in self._schedulers]
+        self._waiting, self._restored = self._restored or [[] for _ in self._schedulers], []
         self._several = trainer.world_size > 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the processes are still to agree on; all else is in the scheduler's state."""
+        return {"waiting": [[_plain(report) for report in waiting] for waiting in self._waiting]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning calls it before `on_fit_start`."""
+        self._restored = [list(waiting) for waiting in state_dict["waiting"]]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take in the signals, and cut or skip the update where its gradient asks for that."""

@@ -204,7 +204,12 @@ def test_from_an_lr_of_zero_another_schedule_may_rise_again() -> None:
 
 @pytest.fixture
 def _fresh_accelerate() -> Iterator[None]:
+    _forget()  # what a Trainer has left
     yield
+    _forget()
+
+
+def _forget() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 

@@ -76,6 +76,14 @@ def test_bad_input_is_two_and_one_line(options: list[str], words: str, capsys: p
     assert "Traceback" not in said
 
 
+def test_what_yaml_reads_as_none_and_as_false(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused for its data, not for its options."""
+    config = tmp_path / "run.yaml"
+    config.write_text("ddp_backend: null\nsave_strategy: no\nuse_cpu: true\n")
+    assert main(["train", "--config", str(config)]) == 2
+    assert "data=None and task=None" in capsys.readouterr().err
+
+
 def test_an_unknown_key_of_the_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("task: search\nklcoef: 0.1\n")

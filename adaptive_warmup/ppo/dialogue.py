@@ -23,6 +23,7 @@ class Episode:
     turn_start: int = 0
     replies: int = 0
     done: bool = False
+    ended: bool = False  # by a token that says so, which is none of the response
 
     def append(self, token: int, sampled: bool) -> None:
         """Write a token."""
@@ -31,11 +32,14 @@ class Episode:
 
 
 class Dialogue:
-    """The environment's side of an episode, in tokens; one of `ends`, or the tokenizer's end-of-text, is its end."""
+    """The environment's side of an episode, in tokens; the tokenizer's end-of-text, or one of `ends`, is its end.
+
+    But where one of `ends` (a chat model's end of turn) completes a stop of the environment's, that is a stop.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, environment: Turns, ends: Iterable[int] = ()) -> None:
         self.tokenizer, self.environment = tokenizer, environment
-        eos: int | None = tokenizer.eos_token_id
+        self.eos = eos = tokenizer.eos_token_id
         self.ends = frozenset(ends) | ({eos} if eos is not None else set())
         self.pad: int = next((i for i in (tokenizer.pad_token_id, eos) if i is not None), 0)
         self.stop_tokens = _stop_tokens(tokenizer, len(tokenizer), tuple(environment.stops))
@@ -48,16 +52,15 @@ class Dialogue:
             episode.append(episode.inserting.popleft(), sampled=False)
             return episode.token_ids[-1]
         episode.append(sampled, sampled=True)
-        if sampled in self.ends:
-            episode.done = True
-        elif sampled in self.stop_tokens and self._turn_is_over(episode):
+        if sampled != self.eos and sampled in self.stop_tokens and self._turn_is_over(episode):
             self._reply(episode)
+        elif sampled in self.ends:
+            episode.done = episode.ended = True
         return sampled
 
     def response(self, episode: Episode) -> str:
         """The text so far, without the token by which the policy ended it."""
-        ended = bool(episode.token_ids) and episode.sampled[-1] and episode.token_ids[-1] in self.ends
-        return _decode(self.tokenizer, episode.token_ids[: -1 if ended else None])
+        return _decode(self.tokenizer, episode.token_ids[: -1 if episode.ended else None])
 
     def _turn_is_over(self, episode: Episode) -> bool:
         turn = _decode(self.tokenizer, episode.token_ids[episode.turn_start :])

@@ -155,10 +155,13 @@ def sample_episodes(
 def _ends(policy: PreTrainedModel) -> list[int]:
     """Tokens that end a text besides the tokenizer's, as a checkpoint of chats names them.
 
-    Not those of a bare config, whose default means nothing in the vocabulary at hand.
+    Of a bare config only a list: a single one may be a default, which means nothing in the vocabulary at hand.
     """
     generation = getattr(policy, "generation_config", None)
-    found = None if generation is None or generation._from_model_config else generation.eos_token_id
+    if generation is None or generation._from_model_config:
+        listed = getattr(policy.config.get_text_config(), "eos_token_id", None)
+        return list(listed) if isinstance(listed, (list, tuple)) else []
+    found = generation.eos_token_id
     return [found] if isinstance(found, int) else list(found or ())
 
 

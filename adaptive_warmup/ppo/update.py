@@ -100,9 +100,8 @@ def mini_batch_losses(config: PPOConfig, model: ActorCritic, batch: Batch) -> tu
     if config.entropy_coef:
         loss = loss - config.entropy_coef * mean_entropy
     if config.kl_in == "loss":
-        # Off the mask both are the same, as in `ratio`.
-        reference_BT = batch.reference_logprobs_BT.where(mask_BT, now.logprobs_BT.detach())
-        loss = loss + config.kl_coef * masked_mean(k3(now.logprobs_BT, reference_BT), mask_BT)
+        pair = (logprobs_BT.where(mask_BT, 0.0) for logprobs_BT in (now.logprobs_BT, batch.reference_logprobs_BT))
+        loss = loss + config.kl_coef * masked_mean(k3(*pair), mask_BT)
     critic_loss = value_loss(now.values_BT, batch.old_values_BT, batch.returns_BT, mask_BT, config.value_clip_range)
     with torch.no_grad():
         metrics = {

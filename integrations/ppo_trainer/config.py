@@ -104,8 +104,6 @@ class PPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.remove_unused_columns = False  # they are for the reward functions
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # each has its part in the losses
         for name in ("vf_coef", "missing_eos_penalty"):
             if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a finite number, 0 or more")

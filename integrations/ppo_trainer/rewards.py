@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -114,8 +115,11 @@ def _rewards(function: RewardFunction, given: dict[str, Any], count: int) -> lis
 
 def _names(functions: Sequence[RewardFunction]) -> list[str]:
     """For their metrics, with a number where several have the same name."""
-    found = [_name(function) for function in functions]
-    return [f"{name}_{n}" if (n := found[: i + 1].count(name)) > 1 else name for i, name in enumerate(found)]
+    found: list[str] = []
+    for name in map(_name, functions):
+        numbered = (f"{name}_{n}" for n in itertools.count(2))
+        found.append(next(one for one in itertools.chain([name], numbered) if one not in found))
+    return found
 
 
 def _name(function: RewardFunction) -> str:

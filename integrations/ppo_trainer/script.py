@@ -84,8 +84,9 @@ def _options(argv: Sequence[str]) -> tuple[RunArguments, PPOConfig]:
         if unknown := sorted(map(str, found.keys() - known)):
             raise ValueError(f"{path} has {', '.join(unknown)}, no option of `adaptive-warmup train --help`")
         choices = {action.dest: action.choices for action in parser._actions if action.choices}
-        for name, value in found.items():
-            if name in choices and value not in choices[name]:
+        found |= {name: "no" for name, value in found.items() if value is False and "no" in choices.get(name, ())}
+        for name, value in found.items():  # YAML has read a plain no as False
+            if value is not None and name in choices and value not in choices[name]:
                 raise ValueError(f"{path} has {name}: {value}, which is none of {', '.join(map(str, choices[name]))}")
         parser.set_defaults(**found)
     run, args, rest = parser.parse_args_into_dataclasses(

@@ -97,6 +97,8 @@ class PPOTrainer(RolloutTrainer):
         reference = make_reference(ref_model, policy, init)
         critic = make_critic(value_model, policy, init)
         check_apart(policy, reference, critic)
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = _senses(policy, critic)
         super().__init__(
             PolicyAndValue(policy, critic, args.temperature),
             args,
@@ -233,6 +235,12 @@ class _Measures(TrainerCallback):
 
 def _as_they_are(rows: list[Any]) -> Any:
     return rows
+
+
+def _senses(*parts: nn.Module) -> bool:
+    """Whether a model has parts that text does not reach, as those that see: DDP would wait for their gradients."""
+    models = [module for part in parts for module in part.modules() if isinstance(module, PreTrainedModel)]
+    return any(model.config.get_text_config() is not model.config for model in models)
 
 
 def _check_tokenizer(tokenizer: Any) -> None:

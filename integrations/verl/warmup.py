@@ -10,6 +10,7 @@ from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.integrations.figures import PREFIX, figures
 from adaptive_warmup.readers.keys import VERL_CRITIC, Derived, Key, of_verl
 from adaptive_warmup.regulator import Regulator
+from adaptive_warmup.schedules import Shares
 
 
 class Warmup:
@@ -24,7 +25,7 @@ class Warmup:
 
     def __init__(self, role: str, config: Config, peak: float, log: str | None = None) -> None:
         self.regulator = Regulator(config)
-        self._peak = peak
+        self._peak, self._shares = peak, Shares()
         self._rows, self._derived = of_verl() if role == "actor" else (VERL_CRITIC, ())
         self._prefix = PREFIX if role == "actor" else f"{PREFIX}{role}/"
         self._log = DecisionLog(log, lr=peak) if log else None
@@ -58,7 +59,7 @@ class Warmup:
         used = self.decision
         self.regulator.observe(kl=kl)
         self.regulator.supply(**signals(metrics, self._rows, self._derived))
-        self.regulator.decide(scheduled / self._peak if self._peak else 0.0)
+        self.regulator.decide(self._shares.of([scheduled], [self._peak])[0])
         lr = scheduled * used.factor
         if self._log:
             self._log.write(self.regulator, lr=lr)

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
+from transformers import Gemma3Config
 
 from adaptive_warmup.integrations.ppo_trainer import PPOConfig, PPOTrainer
 from adaptive_warmup.ppo import Problem
@@ -71,3 +72,14 @@ def logged(trainer: PPOTrainer, name: str) -> list[float]:
 
 def close(mine: list[Tensor], theirs: list[Tensor], atol: float) -> bool:
     return all(a.allclose(b, rtol=0, atol=atol) for a, b in zip(mine, theirs, strict=True))
+
+
+def seeing(vocabulary: int) -> Gemma3Config:
+    """Of a tiny model that sees, too; its text model lies within, and three tokens more are of images."""
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"head_dim": 16, "num_key_value_heads": 1, "vocab_size": vocabulary + 3, "max_position_embeddings": 64}
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sight |= {"image_size": 28, "patch_size": 14}
+    images = {"image_token_index": vocabulary, "boi_token_index": vocabulary + 1, "eoi_token_index": vocabulary + 2}
+    return Gemma3Config(text_config={**text, **ids}, vision_config=sight, **images)

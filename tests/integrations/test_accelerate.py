@@ -25,7 +25,12 @@ KLS = [2.0**-9, 2.0**-7, 2.0**-4, 2.0**-6, 2.0**-5, 2.0**-7, 2.0**-6, 2.0**-8]  
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> Iterator[None]:
+    _forget()  # what a Trainer has left
     yield
+    _forget()
+
+
+def _forget() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -184,6 +189,13 @@ told = {
     (3, 1): [{"kl": 0.75, "kl_source": "post_update:4x8", "of_step": 1}],
 }
 seen, lrs = [], []
+try:
+    scheduler.observe(kl=9.0, of_step=7)
+except ValueError as error:
+    assert "of_step=7 is still to come" in str(error)
+saved = scheduler.state_dict()
+scheduler.observe(kl=9.0)
+scheduler.load_state_dict(saved)  # goes on from there: what was observed since is gone
 for step in range(4):
     for signals in told.get((step, rank), []):
         scheduler.observe(**signals)

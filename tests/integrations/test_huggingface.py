@@ -84,7 +84,8 @@ def test_a_ceiling_holds_the_lr_below_the_peak(tmp_path: Path) -> None:
 def test_the_schedule_lies_on_top_of_the_ceiling(tmp_path: Path, schedule: str) -> None:
     warmup = AdaptiveWarmupCallback(min_target_kl=0.01)
     record = Record(warmup)
-    # A factor of .5 is borne at the peak, and the KL target falls and rises with the square of the schedule.
+    # A factor of .5 is borne at the peak, and the KL target falls with the square of the schedule. Where that is above
+    # the peak (greedy), it rises no further, and half of the way back is gone in each step after.
     lrs = scheduled(schedule)
 
     class Decaying(TrainerCallback):
@@ -92,7 +93,10 @@ def test_the_schedule_lies_on_top_of_the_ceiling(tmp_path: Path, schedule: str) 
             warmup.observe(kl=0.01 * (record.lrs[-1] / (0.5 * PEAK)) ** 2)
 
     trainer(tmp_path, [record, Decaying(), warmup], **arguments(schedule)).train()
-    assert [used / lr for used, lr in zip(record.lrs, lrs, strict=True)][-6:] == pytest.approx([0.5] * 6, rel=0.02)
+    assert max(record.lrs[6:]) < 0.52 * PEAK
+    last, rel = (2, 0.1) if schedule == "greedy" else (6, 0.02)
+    used = [used / lr for used, lr in zip(record.lrs, lrs, strict=True)]
+    assert used[-last:] == pytest.approx([0.5] * last, rel=rel)
 
 
 def test_the_lr_never_exceeds_a_schedule_whose_warmup_ends_below_the_optimizers_lr(tmp_path: Path) -> None:
@@ -296,3 +300,18 @@ def test_nothing_is_said_to_be_replaced_where_the_schedule_has_no_ramp(
         trainer(tmp_path, [AdaptiveWarmupCallback()], warmup_steps=4, **FLAT).train()
     assert "nominal warmup 4 steps (the Trainer's warmup_steps)" in caplog.text
     assert "replaces" not in caplog.text
+
+
+def test_a_schedule_above_the_optimizers_lr_raises_no_kl_target(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It goes to 3.9 times that; the run bears a fifth of it, and more than that by noise alone it never gets."""
+    model = Line()
+    optimizer = SGD(model.parameters(), lr=PEAK)
+    warmup = AdaptiveWarmupCallback(WARMUP, min_target_kl=0.01)
+    record = Record(warmup)
+    optimizers = (optimizer, LambdaLR(optimizer, lambda step: 1.0 + step / 10))
+    plant = Plant(record, warmup, bears=0.2 * PEAK)
+    trainer(tmp_path, [record, plant, warmup], model=model, optimizers=optimizers, max_steps=30).train()
+    assert max(record.lrs[10:]) < 0.25 * PEAK
+    assert caplog.text.count("is above the peak that is known of it") == 1

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.optim import SGD
 
 from adaptive_warmup.history import DecisionLog, read, replay
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
-from tests.integrations.trainers import PEAK, STEPS, WARMUP, Plant, Record, trainer
+from tests.integrations.trainers import PEAK, STEPS, WARMUP, Line, Plant, Record, rows, trainer
 from tests.processes import run_processes
 
 
@@ -29,6 +30,24 @@ def test_each_update_is_logged_with_its_lr_and_replays(tmp_path: Path) -> None:
     assert all({"loss", "grad_norm", "kl"} <= step["signals"].keys() for step in run.steps)
     assert [decision.factor for decision in replay(run)] == [step["next"] for step in run.steps]
     assert (run.about, run.config.warmup_steps, run.problem) == ({"lr": PEAK}, WARMUP, None)
+
+
+def test_the_lr_of_a_cut_update_and_of_groups_of_which_the_first_is_frozen(tmp_path: Path) -> None:
+    warmup = AdaptiveWarmupCallback(WARMUP, log=tmp_path / "cut.jsonl", probe=None)
+    record = Record(warmup)
+    settings = {"data": rows(200, outlier=100), "per_device_train_batch_size": 2, "max_steps": 100}
+    trainer(tmp_path, [record, warmup], lr_scheduler_type="constant", **settings).train()
+    assert min(record.lrs[10:]) < 0.01 * PEAK
+    assert [step["lr"] for step in read(tmp_path / "cut.jsonl").steps] == pytest.approx(record.lrs, rel=1e-6)
+    model = Line()
+    optimizer = SGD([{"params": [model.bias], "lr": 0.0}, {"params": [model.weight], "lr": PEAK}])
+    warmup = AdaptiveWarmupCallback(WARMUP, log=tmp_path / "frozen.jsonl", probe=None)
+    record = Record(warmup)
+    settings = {"model": model, "optimizers": (optimizer, None), "lr_scheduler_type": "constant"}
+    trainer(tmp_path, [record, warmup], **settings).train()
+    run = read(tmp_path / "frozen.jsonl")
+    assert [step["lr"] for step in run.steps] == pytest.approx([lrs[1] for lrs in record.groups], rel=1e-6)
+    assert run.about == {"lr": PEAK}
 
 
 def test_a_run_that_resumes_from_a_checkpoint_goes_on_in_its_log(tmp_path: Path) -> None:

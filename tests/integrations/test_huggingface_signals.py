@@ -45,7 +45,9 @@ def test_every_steps_loss_and_norm_are_those_the_trainer_would_log(
     assert min(norms) > 10 * 1e-3  # not what clipping leaves
 
 
-def test_a_loss_and_a_norm_that_are_observed_go_before_the_hosts_own(tmp_path: Path) -> None:
+def test_a_loss_that_is_observed_goes_before_the_hosts_own_and_a_norm_behind(tmp_path: Path) -> None:
+    """The updates are cut by the host's norm, which is then to be held against its own kind."""
+
     class Told(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == 3:
@@ -56,8 +58,22 @@ def test_a_loss_and_a_norm_that_are_observed_go_before_the_hosts_own(tmp_path: P
     trainer(tmp_path, [record, Told(), warmup], **FLAT).train()
     signals = [s for s in dict.fromkeys(record.signals) if s]
     expected = [*zip(record.logged("loss"), record.logged("grad_norm"), strict=True)]
-    expected[2] = (123.0, 7.0)
+    expected[2] = (123.0, expected[2][1])
     assert [(s.loss, s.grad_norm) for s in signals] == expected
+
+
+def test_norms_of_another_scale_that_are_observed_cut_no_update(tmp_path: Path) -> None:
+    """Such as those after clipping."""
+
+    class Tells(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            warmup.observe(grad_norm=1e-3)
+
+    warmup = AdaptiveWarmupCallback(1, probe=None)
+    record = Record(warmup)
+    settings = {**FLAT, "data": rows(200), "max_steps": 50, "per_device_train_batch_size": 2}
+    trainer(tmp_path, [record, Tells(), warmup], **settings).train()
+    assert record.lrs == [PEAK] * 50
 
 
 def test_loss_and_norm_of_a_language_model_under_accumulation(tmp_path: Path) -> None:

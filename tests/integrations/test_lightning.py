@@ -263,3 +263,36 @@ def test_what_the_first_process_observes_counts_for_both(tmp_path: Path) -> None
     assert len(lrs) == len(KLS)
     # The module has logged one of update 0, and of each update one counts.
     assert signals[2:] == [[kl, "probe", pytest.approx(lr)] for kl, lr in zip(KLS[1:-1], lrs[1:-1], strict=True)]
+
+
+RESUMED = """
+import json, os, sys
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
+from tests.integrations.test_lightning import KLS, Line, fit
+
+folder, rank = sys.argv[1], int(os.environ["RANK"])
+
+class Observes(Line):
+    def optimizer_step(self, epoch, index, *args):
+        super().optimizer_step(epoch, index, *args)
+        self.trainer.callbacks[0].observe(kl=KLS[index])
+
+alike = DataLoader(TensorDataset(torch.ones(8, 2), torch.ones(8, 1)))
+common = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
+whole, again = Observes(every=100), Observes(every=100)
+keep = ModelCheckpoint(folder, "{step}", every_n_train_steps=5, save_top_k=-1)
+fit(whole, alike, keep, enable_checkpointing=True, **common)
+fit(again, alike, ckpt=f"{folder}/step=5.ckpt", **common)
+with open(f"{folder}/rank{rank}.json", "w") as file:
+    json.dump([whole.lrs, again.lrs], file)
+"""
+
+
+def test_what_waits_for_the_next_update_is_in_the_checkpoint_of_two_processes(tmp_path: Path) -> None:
+    run_processes(RESUMED, tmp_path, tmp_path)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    whole, again = first
+    assert again == whole[5:]

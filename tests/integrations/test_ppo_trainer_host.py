@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    Gemma3Config,
     OPTConfig,
     TrainerCallback,
 )
@@ -22,7 +21,7 @@ from adaptive_warmup.history import read
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import Problem, ValueHead, ValueModel, response_logprobs
-from tests.integrations.ppo_trainers import PROMPTS, logged, make, settings
+from tests.integrations.ppo_trainers import PROMPTS, logged, make, seeing, settings
 from tests.integrations.tiny import low_bytes, model, saved, tokenizer
 from tests.integrations.trainers import same, weights
 
@@ -346,6 +345,15 @@ def test_reward_functions_of_one_name_count_each(tmp_path: Path) -> None:
     assert (logged(trainer, "rewards/<lambda>/mean"), logged(trainer, "rewards/<lambda>_2/mean")) == ([1.0], [0.5])
 
 
+def test_a_number_that_makes_a_name_its_own_is_one_that_is_free(tmp_path: Path) -> None:
+    functions = [lambda completions, worth=worth, **_: [worth] * len(completions) for worth in (1.0, 2.0, 4.0)]
+    for function, name in zip(functions, ("f", "f", "f_2"), strict=True):
+        function.__name__ = name
+    trainer = make(tmp_path, parts={"reward_funcs": functions}, max_steps=1)
+    trainer.train()
+    assert [logged(trainer, f"rewards/{name}/mean") for name in ("f", "f_2", "f_2_2")] == [[1.0], [2.0], [4.0]]
+
+
 def test_problems_may_have_any_answer_and_rows_of_a_list_differ(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
 
@@ -372,20 +380,9 @@ def test_what_counts_up_is_logged_as_it_is_now_and_a_second_run_begins_anew(tmp_
 
 def test_a_critic_of_a_policy_whose_text_model_lies_within() -> None:
     """Gemma 3's config has no width of its own; and OPT's last states are not as wide as its layers."""
-    text = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "head_dim": 16,
-    }
-    text |= {"vocab_size": 40, "num_key_value_heads": 1, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
-    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sight |= {"image_size": 28, "patch_size": 14}
-    images = {"image_token_index": 37, "boi_token_index": 38, "eoi_token_index": 39}
     opt = {"vocab_size": 40, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     for config in (
-        Gemma3Config(text_config=text, vision_config=sight, **images),
+        seeing(40),
         OPTConfig(**opt, word_embed_proj_dim=16, max_position_embeddings=32),
     ):
         critic = ValueModel.copy_of(AutoModelForCausalLM.from_config(config))

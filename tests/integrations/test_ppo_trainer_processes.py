@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.integrations.ppo_processes import Run
 from tests.integrations.ppo_trainers import close, make
+from tests.processes import run_processes
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +47,21 @@ def test_fsdp2_in_bf16_of_tied_embeddings_with_the_value_head_on_their_trunk(tmp
     assert run.told["policy/kl"][0] > 1e-4
     assert abs(run.told["val/ratio"][0] - 1.0) < 0.02
     assert (tmp_path / "checkpoint-3" / "pytorch_model_fsdp_0").is_dir()
+
+
+_SEEING = """
+import sys
+from transformers import AutoModelForCausalLM
+from tests.integrations.ppo_trainers import logged, make, seeing
+from tests.integrations.tiny import tokenizer
+
+trainer = make(sys.argv[1], AutoModelForCausalLM.from_config(seeing(len(tokenizer()))), max_steps=2, save_strategy="no")
+trainer.train()
+assert trainer.args.ddp_find_unused_parameters
+assert all(kl > 0 for kl in logged(trainer, "policy/kl"))
+"""
+
+
+def test_parts_that_text_does_not_reach_stop_no_process(tmp_path: Path) -> None:
+    run_processes(_SEEING, tmp_path, tmp_path)
+    assert not make(tmp_path).args.ddp_find_unused_parameters

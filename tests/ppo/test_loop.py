@@ -310,13 +310,14 @@ def test_models_that_one_trains_and_another_holds_must_be_apart(make_policy, tok
         PPO(PPOConfig(), make_policy().requires_grad_(False), other, copy_task, tokenizer)
 
 
+@pytest.mark.parametrize("logit", [-200.0, -math.inf])
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])
-def test_an_inserted_token_that_the_policy_rules_out_is_in_no_gradient(make_ppo, tool_task, kl_in):
+def test_an_inserted_token_that_the_policy_rules_out_is_in_no_gradient(make_ppo, tool_task, kl_in, logit):
     """The reference finds it e^200 times likelier: the k3 of it overflows, and counts nowhere."""
 
     ppo = make_ppo(environment=tool_task, kl_in=kl_in, max_response_tokens=6)
     less = torch.zeros(len(ppo.tokenizer))
-    less[ppo.tokenizer.convert_tokens_to_ids("x")] = -200.0  # which the environment writes, and now the policy never
+    less[ppo.tokenizer.convert_tokens_to_ids("x")] = logit  # which the environment writes, and now the policy never
     ppo.policy.lm_head.register_forward_hook(lambda module, inputs, logits: logits + less)
     for _ in range(2):
         report = ppo.step()

@@ -202,9 +202,27 @@ def test_a_checkpoint_of_chats_may_name_further_tokens_that_end_an_episode(token
     policy.generation_config = GenerationConfig(eos_token_id=[tokenizer.eos_token_id, end])
     ended = rollout(policy, tokenizer, task, problems, generator=generator(), **arguments)
     assert (ended.responses, ended.finished_B.tolist()) == (["a"], [True])
-    policy.generation_config = GenerationConfig.from_model_config(LlamaConfig(eos_token_id=end))
+    policy.config = LlamaConfig(eos_token_id=[tokenizer.eos_token_id, end])  # some name them there
+    policy.generation_config = GenerationConfig.from_model_config(policy.config)
+    assert rollout(policy, tokenizer, task, problems, generator=generator(), **arguments).responses == ["a"]
+    policy.config = LlamaConfig(eos_token_id=end)
+    policy.generation_config = GenerationConfig.from_model_config(policy.config)
     plain = rollout(policy, tokenizer, task, problems, generator=generator(), **arguments)
     assert plain.responses[0].startswith("ab")
+
+
+@pytest.mark.parametrize(("replies", "response"), [(["x"], "a?x1b"), ([None], "a?")])
+def test_an_end_of_turn_that_is_a_stop_of_the_environments_is_answered(
+    tokenizer, scripted_policy, task_of, replies, response
+):
+    """As Llama 3's <|eom_id|>, which its checkpoints name among the ends, and by which it calls a tool."""
+    policy, end = scripted_policy(script(tokenizer, "=a?") | script(tokenizer, "x1b"), len(tokenizer)), "?"
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)]
+    policy.generation_config = GenerationConfig(eos_token_id=ends)
+    task = task_of((end,), replies)
+    found = rollout(policy, tokenizer, task, [Problem("=", None)], generator=generator(), max_response_tokens=20)
+    assert task.asked == ["a?"]
+    assert (found.responses, found.finished_B.tolist()) == ([response], [True])
 
 
 def test_a_policy_gone_to_nan_does_not_crash(tokenizer, make_policy, copy_task):
