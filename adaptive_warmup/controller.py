@@ -117,15 +117,13 @@ class Config:
 
         Args:
             lr_scale: multiplier of the user's schedule. Two decays would be one too many: the schedule's own counts
-                against this one, and alone where it is the lower. A rise above the peak raises no KL.
+                against this one, and alone where it is the lower.
         """
-        if lr_scale > 1.0:
-            return self.target_at(step, source) / lr_scale**2
         if source == "training_probe":
             return self.target_kl
         least = _LATE if self.min_target_kl is None else self.min_target_kl / self.target_kl
         share = max(min(_EARLY * self.warmup_steps / (step + 1), 1.0), least)
-        schedule = lr_scale**2
+        schedule = min(lr_scale, 1.0) ** 2
         return self.target_kl * (share / schedule if share < schedule else 1.0)
 
 

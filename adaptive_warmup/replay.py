@@ -5,7 +5,7 @@ A past run tells what happened at the lrs that it used, and nothing of other lrs
 - The controller is fed the lr that the run *really* used. It believes that a step ran at factor * lr_scale of the peak,
   so lr_scale is set to used / (peak * factor). Its estimate of the run's gain, and so its ceiling, then rests on what
   happened, at every step, also where its own lr would have been another. The KL of a step whose lr is unknown is left
-  out, and so is one of 0, which many logs round to.
+  out, and so is one of 0, which many logs round to, but where a run ends with it.
 - The alarms read the run as it was, and do not depend on the lr: that they would have rung is certain.
 - The decisions are what would have happened only as long as the controller's lr stays near the run's. From the first
   step at which they are more than a factor of 2 apart (4 in KL) the run would have gone another way.
@@ -135,13 +135,14 @@ def setup(
 
 def replay(past: Past, given: Setup) -> Iterator[Moment]:
     """The controller's decisions, row by row, in constant memory."""
-    state = controller.start(given.config)
+    state, kls = controller.start(given.config), past.columns.get("kl")
+    last = max(np.flatnonzero(kls.given & (kls.values > 0.0)), default=0) if kls else 0  # with a KL that says something
     for index, (step, used, own) in enumerate(zip(past.steps, given.rates.used, given.rates.own, strict=True)):
         factor = state.factor
         values = {name: past.columns[name].at(index) for name in NAMES if name in past.columns}
         lr_scale = float(used) / factor if used > 0.0 else 0.0
-        if is_finite(kl := values.get("kl")) and (kl <= 0.0 or math.isnan(used)):
-            del values["kl"]  # rounded to nothing, or of nobody knows which lr
+        if is_finite(kl := values.get("kl")) and (math.isnan(used) or (kl <= 0.0 and index < last)):
+            del values["kl"]  # of nobody knows which lr, or rounded to nothing
         signals = Signals(**values, kl_source=past.kl_source, lr_scale=lr_scale)
         state, decision = controller.step(given.config, state, signals)
         yield Moment(

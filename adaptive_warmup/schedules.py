@@ -145,7 +145,10 @@ def peak_lrs(schedule: LRScheduler | None, initial: Sequence[float | Tensor]) ->
 
 
 class Shares:
-    """The lrs of schedules as shares of their peaks, with a warning where one is above: that raises no KL target."""
+    """The lrs of schedules as shares of their peaks, at most 1: a rise above the known peak raises no KL target.
+
+    The run's gain is then taken to be greater than it is, so that the lr falls, and comes back slowly.
+    """
 
     def __init__(self) -> None:
         self._surpassed = False  # said once
@@ -162,7 +165,7 @@ class Shares:
                 lrs[index],
                 float(peaks[index]),
             )
-        return shares
+        return shares if highest <= 1.0 else [min(share, 1.0) for share in shares]
 
 
 def wants_a_metric(schedule: LRScheduler) -> bool:

@@ -85,7 +85,7 @@ def test_the_schedule_lies_on_top_of_the_ceiling(tmp_path: Path, schedule: str) 
     warmup = AdaptiveWarmupCallback(min_target_kl=0.01)
     record = Record(warmup)
     # A factor of .5 is borne at the peak, and the KL target falls with the square of the schedule. Where that is above
-    # the peak (greedy), it rises no further, and half of the way back is gone in each step after.
+    # the peak (greedy), it rises no further, and the lr comes back slowly.
     lrs = scheduled(schedule)
 
     class Decaying(TrainerCallback):
@@ -94,9 +94,11 @@ def test_the_schedule_lies_on_top_of_the_ceiling(tmp_path: Path, schedule: str) 
 
     trainer(tmp_path, [record, Decaying(), warmup], **arguments(schedule)).train()
     assert max(record.lrs[6:]) < 0.52 * PEAK
-    last, rel = (2, 0.1) if schedule == "greedy" else (6, 0.02)
-    used = [used / lr for used, lr in zip(record.lrs, lrs, strict=True)]
-    assert used[-last:] == pytest.approx([0.5] * last, rel=rel)
+    used = [used / lr for used, lr in zip(record.lrs, lrs, strict=True)][-6:]
+    if schedule == "greedy":
+        assert 0.25 < used[0] < used[-1] < 0.5
+    else:
+        assert used == pytest.approx([0.5] * 6, rel=0.02)
 
 
 def test_the_lr_never_exceeds_a_schedule_whose_warmup_ends_below_the_optimizers_lr(tmp_path: Path) -> None:
