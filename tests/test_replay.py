@@ -156,6 +156,18 @@ def test_a_constant_lr_shows_no_warmup(tmp_path: Path) -> None:
     assert any("a tenth of the run, 20 steps" in sentence for sentence in made.assumed)
 
 
+def test_what_is_of_no_known_lr_or_rounded_to_nothing_is_no_update_that_was_skipped(tmp_path: Path) -> None:
+    """Of a log whose lr stands in every other row, and one whose KL has three decimals."""
+    seldom = [{"policy/kl": 0.002, **({"learning_rate": PEAK} if t % 2 else {})} for t in range(40)]
+    rounded = [{"policy/kl": round(0.0006 * (t % 3), 3), "learning_rate": PEAK} for t in range(39)]
+    for number, log in enumerate((seldom, rounded)):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("".join(json.dumps({"step": step, **row}) + "\n" for step, row in enumerate(log)))
+        _, moments, _ = replayed(path, warmup_steps=10)
+        assert not any("no update" in moment.decision.reasons[0] for moment in moments)
+        assert moments[20].bears == pytest.approx(math.sqrt(0.01 / 0.002), rel=0.45)  # the KLs there are, .001 and .002
+
+
 def test_without_an_lr_the_kl_says_nothing_unless_the_warmup_is_told(tmp_path: Path) -> None:
     path = logged(tmp_path / "run.jsonl", 60, 1, lr=False, **kl(Plant(bears=0.5)))
     made, moments, _ = replayed(path)

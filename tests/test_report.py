@@ -334,6 +334,13 @@ def test_a_collapse_is_a_fall_and_no_sign(tmp_path: Path, rewards: list[float], 
     assert report.outcome(run).collapsed == bool(words)
 
 
+@pytest.mark.parametrize("level", [-50.0, -5.0, 5.0])
+def test_a_score_that_wanders_by_little_beside_its_size_has_not_collapsed(tmp_path: Path, level: float) -> None:
+    """So slowly that its steps know nothing of it; it ends at its lowest."""
+    waves = [level + 0.4 * math.cos(t / 15) for t in range(48)]
+    assert not report.outcome(logged(tmp_path / "run.jsonl", waves, Config(20, law="linear"))).collapsed
+
+
 def test_a_collapse_in_the_evaluation_alone_is_told_as_one(tmp_path: Path) -> None:
     run = logged(tmp_path / "run.jsonl", [0.9] * 60, Config(20, law="linear"))
     run.steps[-1]["metrics"] = {"evaluation": 0.3}

@@ -51,6 +51,18 @@ def both(ours: AdaptiveWarmup, scheduler: LRScheduler, signals: dict[str, float]
 # SequentialLR
 
 
+def test_a_peak_that_a_schedule_has_built_in_is_found_once() -> None:
+    """SequentialLR begins its schedules a second time."""
+
+    def whole(num_warmup_steps: int) -> Any:
+        return lambda step: 0.01 * min(step / num_warmup_steps, 1.0)  # lrs, on an optimizer of lr 1
+
+    optimizer = optimizer_of(1.0)
+    ours = AdaptiveWarmup(LambdaLR(optimizer, whole(10)))
+    SequentialLR(optimizer, [ours, ExponentialLR(optimizer, 0.9)], milestones=[30])
+    assert ours.base_lrs == [0.01]
+
+
 def test_first_in_sequential_it_warms_up_and_hands_over() -> None:
     optimizer = optimizer_of(*BASES)
     ours = AdaptiveWarmup(optimizer, warmup_steps=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adaptive_warmup.controller import Config, start, step
-from adaptive_warmup.signals import Signals, check_source, kl_on_target, kl_scale
+from adaptive_warmup.signals import Signals, check_source, is_source, kl_on_target, kl_scale
 
 
 def test_an_in_loop_kl_is_scaled_by_the_updates_that_it_saw() -> None:
@@ -35,3 +35,4 @@ def test_an_unknown_source_is_quoted_with_the_known_ones(source: str) -> None:
 def test_the_only_update_s_in_loop_kl_is_refused() -> None:
     with pytest.raises(ValueError, match="before the only update there is no KL"):
         check_source("in_loop:1x1")
+    assert not is_source("in_loop:1x1")  # so that it is no answer to `advise` either, and none in a log
