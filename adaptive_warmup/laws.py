@@ -24,6 +24,7 @@ __all__ = ["LAWS", "Law", "Move", "feedback", "linear", "steps_left"]
 
 _FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
 _SMALL = 1.0  # off the ceiling by less than so much of ln(factor), half of the way is gone, the rest being noise
+_ABSURD = 50.0  # times its target: after such a KL the factor does not rise, whatever those before it say
 _STILL = 1e-3  # of ln(factor), which nobody would call a move
 _CUT = 0.5  # a score drop halves the factor ...
 _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it lasts
@@ -142,9 +143,10 @@ def _toward(config: Config, state: State, seen: Gain, kl: float, signals: Signal
         want *= 1.0 - 0.5 ** _weight(state, signals.kl_source)
     nominal = _is_nominal(config, signals.kl_source)
     rise = math.log1p(1.0 / (config.warmup_steps * state.factor)) if nominal else config.rise
-    step = max(min(want, 0.0 if hold else _allowed(state, signals, rise)), -_FALL)
-    factor = min(state.factor * math.exp(step), 1.0)
     budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
+    held = hold is not None or kl > _ABSURD * budget
+    step = max(min(want, 0.0 if held else _allowed(state, signals, rise)), -_FALL)
+    factor = min(state.factor * math.exp(step), 1.0)
     late = " of an earlier step" if signals.kl_lr is not None else ""
     other = not late and (off > 0.0) == (kl > budget)  # this KL alone would have it go the other way
     smoothed = f" (smoothed {math.exp(-2.0 * off):.3g} x)" if other else ""
@@ -155,7 +157,7 @@ def _toward(config: Config, state: State, seen: Gain, kl: float, signals: Signal
         memory["nominal"] = 1
     if updates_of(signals.kl_source) > _FEW and (kl > budget or state.law.get("met")):
         memory["met"] = 1
-    return Move(factor, memory, (hold, what) if hold else (what,), ceiling, hold is not None)
+    return Move(factor, memory, (hold, what) if hold else (what,), ceiling, held)
 
 
 def _went(step: float, factor: float) -> str:

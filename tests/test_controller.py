@@ -410,3 +410,9 @@ def test_a_drop_that_is_reported_seldom_is_cut_for_once_all_the_same() -> None:
 
     assert cuts(kl=1e-5) == 1
     assert cuts() == 4  # at 30 reports after the drop: the 1st, 9th, 17th and 25th
+
+
+def test_after_a_kl_that_is_far_beyond_the_target_nothing_rises_whatever_the_ones_before_it_said() -> None:
+    found = decide(Config(20), [Signals(kl=1e-6), Signals(kl=5.0), Signals(kl=1e-6)])
+    assert [d.factor for d in found] == [pytest.approx(0.05 * math.sqrt(20)), found[0].factor, 1.0]
+    assert "kl 5 is 5e+02 x the target 0.01 (smoothed 0.0148 x): holding at 0.22" in found[1].reasons

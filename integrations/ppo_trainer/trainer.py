@@ -85,7 +85,8 @@ class PPOTrainer(RolloutTrainer):
         args = PPOConfig() if args is None else args
         init = cast("dict[str, Any]", args.model_init_kwargs or {})
         if not init.keys() & {"dtype", "torch_dtype"}:
-            init = {**init, "dtype": "float32"}  # a checkpoint's own may be of 16 bits, too coarse for an optimizer
+            # A checkpoint's own may be of 16 bits, too coarse for an optimizer. Beside a model, as that is.
+            init = {**init, "dtype": "float32" if isinstance(model, str) else model.dtype}
         self.scores = Scores(reward_funcs, environment, args.reward_weights, args.missing_eos_penalty)
         policy = make_policy(model, init, peft_config)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config._name_or_path)
