@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from benchmarks.experiments.stability.claims import ANY, claims
 from benchmarks.experiments.stability.driver import Plan
 from benchmarks.experiments.stability.edge import edge_table
 from benchmarks.experiments.stability.engine import Runs
-from benchmarks.experiments.stability.evidence import evidence_table
+from benchmarks.experiments.stability.evidence import evidence_table, spent_table
 from benchmarks.experiments.stability.measures import improvement, iqm, outcome, wilson
 from benchmarks.experiments.stability.network import Shape, hidden, initial, logits, stack
 from benchmarks.experiments.stability.references import references, shape_of
@@ -226,7 +227,7 @@ def test_further_runs_lie_around_the_edge_that_the_grid_has_shown() -> None:
 
 def one(arm: str, scores: np.ndarray, task: str = "chain_sum", seed: int = 0, peak: float = 1e-3) -> Run:
     found = outcome(scores, np.zeros(len(scores)), float(scores[-1]), started=1.0)
-    return Run(task, arm, 1, peak, seed, found, scores, scores, np.ones(len(scores)))
+    return Run(task, arm, 1, peak, seed, found, scores, scores, np.ones(len(scores)), np.ones(len(scores)))
 
 
 def test_the_table_around_the_edge_adds_the_grids_seeds() -> None:
@@ -266,6 +267,14 @@ def test_what_a_run_could_tell_of_two_targets() -> None:
     z, episodes = float(row(0.0015)[4]), float(row(0.0015)[5].replace(",", ""))
     assert float(row(0.0025)[4]) == pytest.approx(2 * z, abs=0.01)
     assert episodes == pytest.approx(32 * (2 / z) ** 2, rel=0.03)
+
+
+def test_the_kl_that_was_spent_is_a_multiple_of_the_falling_target() -> None:
+    """.01 for a quarter of the nominal 57 steps, then as 1 / step, to a tenth; the first 20 steps do not count."""
+    target = np.array([0.01 * max(14.25 / max(step + 1, 14.25), 0.1) for step in range(200)])
+    safe = [one("ratio 0", np.ones(200)), one("ratio 0", np.zeros(200), peak=3e-3)]
+    ours = replace(one("ours", np.ones(200), peak=3e-3), kls=np.r_[np.full(20, 9.0), 1.5 * target[20:]])
+    assert spent_table(Table([*safe, ours])).splitlines()[2] == "| ours | 1.50 |"
 
 
 def test_outcomes_by_hand() -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.experiments.stability import profiles
 from benchmarks.experiments.stability.claims import SOUND, claims
 from benchmarks.experiments.stability.edge import edge_table
-from benchmarks.experiments.stability.evidence import evidence_table
+from benchmarks.experiments.stability.evidence import evidence_table, spent_table
 from benchmarks.experiments.stability.measures import iqm
 from benchmarks.experiments.stability.table import EDGE, Table, load
 from benchmarks.rebuilding import RESULTS, ROOT, Claim, between, drawing, markdown, summary_file, svg, write
@@ -115,7 +115,7 @@ def rebuilt() -> dict[Path, str]:
     table = load()
     found, study = claims(table), STUDY.read_text(encoding="utf-8")
     parts = {"arms": profiles.summary(table), "tables": tables(table), "claims": claims_table(found)}
-    parts |= {"edge": edge_table(table, load(EDGE)), "evidence": evidence_table(table)}
+    parts |= {"edge": edge_table(table, load(EDGE)), "evidence": evidence_table(table), "spent": spent_table(table)}
     for name, text in parts.items():
         study = between(study, f"<!-- {name} -->\n", f"<!-- end of {name} -->", text)
     drawn = profiles.figure(table, DRAWN, COLOURS, DASHES)

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from adaptive_warmup import Config
 from benchmarks.experiments.stability.claims import SOUND
+from benchmarks.experiments.stability.driver import Plan, nominal_steps
 from benchmarks.experiments.stability.engine import BATCH
+from benchmarks.experiments.stability.measures import LAST
+from benchmarks.experiments.stability.sweep import STEPS
 from benchmarks.experiments.stability.table import Run, Table
 from benchmarks.rebuilding import markdown
 
@@ -28,14 +32,30 @@ def evidence_table(table: Table) -> str:
     return markdown(names, [_row(table, task, epochs) for task, epochs in settings if task in SOUND])
 
 
+def spent_table(table: Table) -> str:
+    """The mean KL over the falling target, after the way up: a row for each arm that goes by it."""
+    settings = [setting for setting in table.settings(SMALLER) if setting[0] in SOUND]
+    settings = sorted(settings, key=lambda one: (one[1], one[0]))
+    target_T = np.array([Config(nominal_steps(Plan(1.0, STEPS))).target_at(step) for step in range(STEPS)])
+    rows = []
+    for arm in (SMALLER, "rsl_rl falling"):
+        runs = [_runs(table, task, arm, epochs) for task, epochs in settings]
+        shares = [[(run.kls / target_T)[LAST:] for run in found] for found in runs]
+        rows.append([arm, *(f"{np.nanmean(share):.2f}" if share else "" for share in shares)])
+    return markdown(("arm", *(_name(task, epochs) for task, epochs in settings)), rows)
+
+
 def _row(table: Table, task: str, epochs: int) -> list[str]:
     runs = {arm: _runs(table, task, arm, epochs) for arm in (SMALLER, LARGER)}
     slopes = {arm: _slope(np.mean([_late(run) for run in found], 0)) for arm, found in runs.items()}
     noise = float(np.sqrt(np.mean([np.diff(_late(run)) ** 2 for found in runs.values() for run in found]) / 2))
     z = abs(slopes[LARGER] - slopes[SMALLER]) / (noise * min(_error(len(_late(runs[SMALLER][0])), n) for n in BLOCKS))
     per_hundred = [f"{100 * slopes[arm]:+.3f}" for arm in (SMALLER, LARGER)]
-    name = task if epochs == 1 else f"{task}, {epochs} epochs"
-    return [name, *per_hundred, f"{noise:.3f}", f"{z:.2f}", _episodes(z)]
+    return [_name(task, epochs), *per_hundred, f"{noise:.3f}", f"{z:.2f}", _episodes(z)]
+
+
+def _name(task: str, epochs: int) -> str:
+    return task if epochs == 1 else f"{task}, {epochs} epochs"
 
 
 def _episodes(z: float) -> str:

@@ -29,6 +29,7 @@ class Run:
     scores: np.ndarray
     kl_rewards: np.ndarray
     rates: np.ndarray
+    kls: np.ndarray
 
 
 class Table:
@@ -86,8 +87,11 @@ def load(folder: Path = RUNS) -> Table:
 
 def _runs(file: dict[str, np.ndarray], start: dict[tuple[str, int], list[float]]) -> Iterable[Run]:
     task, arm, epochs = str(file["task"]), str(file["arm"]), int(file["epochs"])
-    columns = ("peak", "seed", "task_reward", "ln_lr", "evaluation", "kl_reward")
-    for peak, seed, scores, ln_rates, evaluation, kl_rewards in zip(*(file[name] for name in columns), strict=True):
+    columns = ("peak", "seed", "task_reward", "ln_lr", "evaluation", "kl_reward", "ln_kl")
+    for peak, seed, scores, ln_rates, evaluation, kl_rewards, ln_kls in zip(
+        *(file[name] for name in columns), strict=True
+    ):
         began = float(np.mean(start[task, int(seed) % 2]))
         found = outcome(scores, ln_rates, float(evaluation), began)
-        yield Run(task, arm, epochs, float(peak), int(seed), found, scores, kl_rewards, np.exp(ln_rates.astype(float)))
+        rates, kls = (np.exp(logs.astype(float)) for logs in (ln_rates, ln_kls))
+        yield Run(task, arm, epochs, float(peak), int(seed), found, scores, kl_rewards, rates, kls)
