@@ -43,7 +43,7 @@ def _collapses(table: Table) -> Iterator[Claim]:
 def _areas(table: Table) -> Iterator[Claim]:
     for arm in (*OURS, HINDSIGHT):
         below, beyond, grid, best = [], [], [], []
-        for task, epochs in _settings(table, OURS[0] if arm == HINDSIGHT else arm):
+        for task, epochs in sound_settings(table, OURS[0] if arm == HINDSIGHT else arm):
             peaks, edge = table.peaks(task, epochs), table.edge(task, epochs)
             fixed = {(peak, other): _area(table, task, other, peak, epochs) for peak in peaks for other in FIXED}
             if arm == HINDSIGHT:
@@ -105,7 +105,7 @@ def _speed(table: Table) -> Iterator[Claim]:
     for arm in OURS:
         for other, target, safe in (("ratio 0", 1.1, True), ("ratio 0.95", 0.5, False)):
             ratios = []
-            for task, epochs in _settings(table, arm):
+            for task, epochs in sound_settings(table, arm):
                 goal = 0.8 * table.best(task, epochs)
                 for peak in table.peaks(task, epochs):
                     if safe and not peak < table.edge(task, epochs):
@@ -145,7 +145,7 @@ def _most(values: Iterable[float]) -> float:
     return float(np.nanmax(list(values)))
 
 
-def _settings(table: Table, *arms: str) -> list[tuple[str, int]]:
+def sound_settings(table: Table, *arms: str) -> list[tuple[str, int]]:
     """Tasks whose KL is right, with the number of epochs, on which all these arms and no warmup have run."""
     both = set.intersection(*(set(table.settings(arm)) for arm in (*arms, "ratio 0")))
     return sorted(setting for setting in both if setting[0] in SOUND)
@@ -158,7 +158,7 @@ def _best_arms(table: Table, other: str, value: Callable[[Outcome], float]) -> t
     """`_strata` of the arm that improves most on the other one, chosen for each task and number of epochs."""
     ours: Strata = {}
     theirs: Strata = {}
-    for setting in _settings(table, other):
+    for setting in sound_settings(table, other):
         arms = {run.arm for run in table.runs if (run.task, run.epochs) == setting} - {other}
         pairs = [_strata(table, arm, other, value, [setting]) for arm in sorted(arms)]
         best = max(pairs, key=lambda pair: chance(*pair))
@@ -177,7 +177,7 @@ def _strata(
     """Both arms' values by task, epochs and peak, of the seeds that both have run; of all settings, or of these."""
     ours: Strata = {}
     theirs: Strata = {}
-    for task, epochs in settings or _settings(table, mine, other):
+    for task, epochs in settings or sound_settings(table, mine, other):
         for peak in table.peaks(task, epochs):
             first, second = table.cell(task, mine, peak, epochs), table.cell(task, other, peak, epochs)
             seeds = {run.seed for run in first} & {run.seed for run in second}
