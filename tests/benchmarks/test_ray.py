@@ -16,7 +16,7 @@ ray = pytest.importorskip("ray", reason="the extra `bench` has it: joblib's back
 def test_slices_run_on_ray_as_they_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = {"steps": 2, "progress": False}
     parts = [Slice("chain_sum", arm, (0, 1), peaks=(1e-3, 1e-2)) for arm in ("ours", "ratio 0.1")]
-    expected = [runner.run(part, **size) for part in parts]
+    expected = [runner.run([part], **size)[0] for part in parts]
     with monkeypatch.context() as patch:
         patch.setattr(runner, "run", None)  # this process runs none of them
         ray.init(address="local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False)

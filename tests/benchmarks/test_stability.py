@@ -20,7 +20,7 @@ from benchmarks.experiments.stability.measures import improvement, iqm, outcome,
 from benchmarks.experiments.stability.network import Shape, hidden, initial, logits, stack
 from benchmarks.experiments.stability.references import references, shape_of
 from benchmarks.experiments.stability.rollout import Sampler
-from benchmarks.experiments.stability.run import keep, run
+from benchmarks.experiments.stability.run import keep, run, stacks
 from benchmarks.experiments.stability.sweep import AROUND_EDGE, Slice, around_edge
 from benchmarks.experiments.stability.table import Run, Table, load
 from benchmarks.experiments.stability.worlds import EOS, World, scorer, world
@@ -117,7 +117,7 @@ def test_scores_are_the_environment_s() -> None:
 
 
 def test_the_network_looks_back_only() -> None:
-    shape = Shape(vocabulary=11, positions=6)
+    shape = Shape(vocabulary=11, positions=6, width=32, layers=2, heads=2)
     weights = stack([initial(shape, 0), initial(shape, 1)])
     ids = torch.randint(11, (2, 3, 6), generator=torch.Generator().manual_seed(0))
     other = ids.clone()
@@ -207,13 +207,27 @@ def test_each_run_has_its_own_coefficient_and_clipping() -> None:
 
 def test_a_slice_is_kept_and_read_back(tmp_path: Path) -> None:
     part = Slice("chain_sum", "ours", (0, 1), peaks=(1e-3, 1e-1))
-    keep(part, run(part, steps=45, progress=False), tmp_path)
+    keep(part, run([part], steps=45, progress=False)[0], tmp_path)
     table = load(tmp_path)
     assert len(table.runs) == 4
     kept = table.cell("chain_sum", "ours", 1e-1)
     assert [run_.seed for run_ in kept] == [0, 1]
     assert all(run_.rates.max() < 0.05 for run_ in kept)  # lr .1 is far past what a run bears
     assert 0 < kept[0].outcome.area < 1
+
+
+def test_stacked_slices_are_told_apart() -> None:
+    arms = ("ratio 0", "ours", "RAdam", "ratio 0.1")
+    parts = [Slice("chain_sum", arm, (0, 1), peaks=(1e-3, 1e-2)) for arm in arms]
+    first, second, third = stacks(parts, 2)
+    assert [part.arm for part in (*first, *second, *third)] == ["ratio 0", "ours", "ratio 0.1", "RAdam"]
+    both = run(first, steps=3, progress=False)
+    for part, found in zip(first, both, strict=True):
+        alone = run([part], steps=3, progress=False)[0]
+        np.testing.assert_allclose(found["lr"], alone["lr"], rtol=1e-2)
+        assert found["seed"].tolist() == [0, 1, 0, 1]
+        np.testing.assert_allclose(found["kl"], alone["kl"], rtol=1e-2, atol=1e-6)
+    assert both[0]["lr"][:, 0].tolist() == [1e-3, 1e-3, 1e-2, 1e-2]
 
 
 def test_further_runs_lie_around_the_edge_that_the_grid_has_shown() -> None:

@@ -18,13 +18,16 @@ TRUNK_GRADIENT = 0.1  # of the value loss: the default of the product's `ValueHe
 
 
 class Shape(NamedTuple):
-    """What a policy is made of. Of 2 layers, width 32: some 25,000 parameters and the embeddings."""
+    """What a policy is made of: 12 layers * width^2 parameters, and the embeddings."""
 
     vocabulary: int
     positions: int
-    width: int = 32
-    layers: int = 2
-    heads: int = 2
+    width: int
+    layers: int
+    heads: int
+
+
+SIZES = {"small": (32, 2, 2), "large": (96, 3, 3)}  # width, layers, heads: some 30,000 and 350,000 parameters
 
 
 def initial(shape: Shape, seed: int) -> Weights:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from tqdm import tqdm
 from benchmarks.experiments.stability.arms import ARMS, OPTIMIZERS
 from benchmarks.experiments.stability.driver import Plan
 from benchmarks.experiments.stability.engine import Runs
+from benchmarks.experiments.stability.network import SIZES
 from benchmarks.experiments.stability.references import references, shape_of
 from benchmarks.experiments.stability.sweep import (
     CORE,
@@ -37,25 +40,34 @@ from benchmarks.experiments.stability.sweep import (
     around_edge,
     slices,
 )
-from benchmarks.experiments.stability.table import EDGE, RUNS
+from benchmarks.experiments.stability.table import EDGE, LARGE, RUNS
 from benchmarks.experiments.stability.worlds import world
 
 KEPT = ("task_reward", "kl", "kl_reward", "grad_norm", "reference_kl")
 
 
-def run(part: Slice, steps: int = STEPS, progress: bool = True, device: str = "cpu") -> dict[str, object]:
-    """All runs of a slice, one for each peak lr and seed; arrays (runs, steps) and what tells the runs apart."""
+def run(
+    parts: Sequence[Slice], steps: int = STEPS, progress: bool = True, device: str = "cpu"
+) -> list[dict[str, np.ndarray]]:
+    """All runs of slices that can be stacked, one for each arm, peak lr and seed.
+
+    Returns:
+        For each slice arrays (runs, steps), and what tells the runs apart.
+    """
     torch.set_num_threads(1)
-    pairs = [(peak, seed) for peak in part.peaks for seed in part.seeds]
-    made, starts = world(part.task), references(part.task)
-    beginnings, seeds = [starts[seed % len(starts)] for _, seed in pairs], [seed for _, seed in pairs]
-    optimizer = OPTIMIZERS.get(part.arm, torch.optim.AdamW)
-    plans = [Plan(peak, steps, part.epochs, part.task, seed, made.kl_coef) for peak, seed in pairs]
-    drivers = [ARMS[part.arm](plan) for plan in plans]
+    first, made = parts[0], world(parts[0].task)
+    starts = references(first.task, first.size)
+    rows = [(part, peak, seed) for part in parts for peak in part.peaks for seed in part.seeds]
+    beginnings, seeds = [starts[seed % len(starts)] for *_, seed in rows], [seed for *_, seed in rows]
+    drivers = [
+        ARMS[part.arm](Plan(peak, steps, part.epochs, part.task, seed, made.kl_coef)) for part, peak, seed in rows
+    ]
     clips = {row: driver.clip for row, driver in enumerate(drivers) if driver.clip}
-    runs = Runs(made, shape_of(made), beginnings, seeds, part.epochs, optimizer, clips, device)
+    optimizer, shape = _optimizer(first), shape_of(made, first.size)
+    runs = Runs(made, shape, beginnings, seeds, first.epochs, optimizer, clips, device)
     series: dict[str, list[np.ndarray]] = {name: [] for name in (*KEPT, "lr")}
-    for _ in tqdm(range(steps), part.name, unit="step", disable=not progress, mininterval=5):
+    name = first.name if len(parts) == 1 else f"{first.name} and {len(parts) - 1} more"
+    for _ in tqdm(range(steps), name, unit="step", disable=not progress, mininterval=5):
         rates = [driver.rate for driver in drivers]
         metrics = runs.step(rates)
         for row, driver in enumerate(drivers):
@@ -65,12 +77,26 @@ def run(part: Slice, steps: int = STEPS, progress: bool = True, device: str = "c
         for name in KEPT:
             series[name].append(metrics[name])
         series["lr"].append(np.array(rates))
-    kept = {name: np.stack(values, 1) for name, values in series.items()}
-    peaks_R, seeds_R = (np.array(column) for column in zip(*pairs, strict=True))
-    return kept | {"peak": peaks_R, "seed": seeds_R, "evaluation": runs.evaluate()}
+    peaks_R, seeds_R = (np.array([row[column] for row in rows]) for column in (1, 2))
+    told = {"peak": peaks_R, "seed": seeds_R, "evaluation": runs.evaluate()}
+    told |= {name: np.stack(values, 1) for name, values in series.items()}
+    owners = np.array([parts.index(part) for part, *_ in rows])
+    return [{name: values[owners == number] for name, values in told.items()} for number in range(len(parts))]
 
 
-def keep(part: Slice, found: dict[str, object], folder: Path) -> None:
+def stacks(parts: Iterable[Slice], most: int) -> list[list[Slice]]:
+    """The slices in stacks of up to `most` that differ in nothing but the arm."""
+    alike: dict[object, list[Slice]] = defaultdict(list)
+    for part in parts:
+        alike[part.seeds, part.task, part.epochs, part.peaks, part.size, _optimizer(part)].append(part)
+    return [each[first : first + most] for each in alike.values() for first in range(0, len(each), most)]
+
+
+def _optimizer(part: Slice) -> type[torch.optim.Optimizer]:
+    return OPTIMIZERS.get(part.arm, torch.optim.AdamW)
+
+
+def keep(part: Slice, found: dict[str, np.ndarray], folder: Path, device: str = "cpu") -> None:
     """Half precision is enough for the series; lr and kl, which span decades, are kept as logarithms."""
     path = folder / f"{part.name}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,26 +104,35 @@ def keep(part: Slice, found: dict[str, object], folder: Path) -> None:
         logs = {f"ln_{name}": np.log(found.pop(name)).astype(np.float16) for name in ("lr", "kl")}
     halves = {name: found[name].astype(np.float16) for name in KEPT if name in found}
     about = {"commit": np.array(_commit()), "task": np.array(part.task), "arm": np.array(part.arm)}
+    about |= {"device": np.array(torch.cuda.get_device_name() if "cuda" in device else device)}
     aside = path.with_suffix(".tmp.npz")
     np.savez_compressed(aside, **{**found, **halves, **logs, **about, "epochs": np.array(part.epochs)})
     aside.rename(path)
 
 
 def _commit() -> str:
+    """Of this checkout; where there is only a copy without git, what GIT_COMMIT says."""
     told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return told.stdout.strip()
+    return told.stdout.strip() or os.environ.get("GIT_COMMIT", "unknown")
 
 
 def sweep(
-    parts: Iterable[Slice], folder: Path, backend: str = "loky", jobs: int = 1, until: float = math.inf, **size: Any
+    parts: Iterable[Slice],
+    folder: Path,
+    backend: str = "loky",
+    jobs: int = 1,
+    stacked: int = 1,
+    until: float = math.inf,
+    **settings: Any,
 ) -> None:
-    """Run what `folder` has not yet, `jobs` slices at once, and start none after the time `until`.
+    """Run what `folder` has not yet, `jobs` stacks of slices at once, and start none after the time `until`.
 
     Each slice is kept by the process that has run it, so on several machines `folder` must be one that they share.
 
     Args:
         backend: joblib's.
-        size: what else `run` takes.
+        stacked: how many slices run as one, at most.
+        settings: what else `run` takes.
     """
     if backend == "ray":
         from ray.util.joblib import register_ray
@@ -106,14 +141,15 @@ def sweep(
     folder = folder.resolve()
     todo = [part for part in parts if not (folder / f"{part.name}.npz").is_file()]
     with parallel_config(backend, n_jobs=jobs):
-        Parallel()(delayed(_do)(part, folder, until, size) for part in todo)
+        Parallel()(delayed(_do)(each, folder, until, settings) for each in stacks(todo, stacked))
 
 
-def _do(part: Slice, folder: Path, until: float, size: dict[str, Any]) -> None:
+def _do(parts: list[Slice], folder: Path, until: float, settings: dict[str, Any]) -> None:
     started = time.time()
     if started < until:
-        keep(part, run(part, **size), folder)
-        print(f"{part.name}: {time.time() - started:.0f} s", flush=True)
+        for part, found in zip(parts, run(parts, **settings), strict=True):
+            keep(part, found, folder, settings.get("device", "cpu"))
+        print(f"{', '.join(part.name for part in parts)}: {time.time() - started:.0f} s", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,10 +161,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=len(REPORTING), help="how many of the reporting seeds")
     parser.add_argument("--tuning", action="store_true", help="the tuning seeds instead, tuning tasks only")
     parser.add_argument("--edge", action="store_true", help="seeds 8 to 15 at the two peaks around the edge")
-    parser.add_argument("--jobs", type=int, default=1, help="slices at once")
+    parser.add_argument("--size", default="small", choices=SIZES, help="of the policies")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument("--stack", type=int, default=1, help="arms that one process runs at once: on a GPU 4, say")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no slice after so many minutes")
     parser.add_argument("--backend", default="loky", choices=("loky", "ray"), help="where joblib runs the slices")
-    parser.add_argument("--device", default="cpu", help="torch's name of it, such as cuda; not yet run on any but cpu")
+    parser.add_argument("--device", default="cpu", help="torch's name of it, such as cuda")
     parser.add_argument("--results", type=Path, help="folder to keep the runs in, if not that of the study's results")
     args = parser.parse_args(argv)
     if args.backend == "ray" and args.jobs == 1:  # joblib hands nothing to a backend for one job
@@ -137,9 +175,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.tuning and set(args.tasks) - set(TUNING_TASKS):
         args.tasks = TUNING_TASKS
     tasks, arms = tuple(args.tasks), tuple(args.arms)
-    parts = around_edge(tasks, arms) if args.edge else slices(tasks, arms, seeds, args.epochs)
-    folder = args.results or (EDGE if args.edge else RUNS)
-    sweep(parts, folder, args.backend, args.jobs, time.time() + 60 * args.minutes, device=args.device)
+    parts = around_edge(tasks, arms) if args.edge else slices(tasks, arms, seeds, args.epochs, args.size)
+    folder = args.results or (EDGE if args.edge else RUNS if args.size == "small" else LARGE)
+    until = time.time() + 60 * args.minutes
+    sweep(parts, folder, args.backend, args.jobs, args.stack, until, device=args.device)
 
 
 if __name__ == "__main__":

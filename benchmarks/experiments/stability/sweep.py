@@ -31,13 +31,14 @@ CORE = ("ours", "ratio 0", "ratio 0.285", "ratio 0.95", "rsl_rl", "KLAdaptiveLR"
 
 @dataclass(frozen=True)
 class Slice:
-    """Runs that share a task, an arm and the number of PPO epochs: one for each of the peaks and seeds."""
+    """Runs that share a task, an arm, the number of PPO epochs and the policy's size: one for each peak and seed."""
 
     task: str
     arm: str
     seeds: tuple[int, ...]
     epochs: int = 1
     peaks: tuple[float, ...] = PEAKS
+    size: str = "small"
 
     @property
     def name(self) -> str:
@@ -46,12 +47,14 @@ class Slice:
         return f"{self.task}/{arm}-epochs{self.epochs}-seeds{self.seeds[0]}-{self.seeds[-1]}"
 
 
-def slices(tasks: tuple[str, ...], arms: tuple[str, ...], seeds: range, epochs: int = 1) -> Iterator[Slice]:
+def slices(
+    tasks: tuple[str, ...], arms: tuple[str, ...], seeds: range, epochs: int = 1, size: str = "small"
+) -> Iterator[Slice]:
     """Seeds change slowest, so that what is done first is a small whole table."""
     for first in range(seeds.start, seeds.stop, BLOCK):
         for task in tasks:
             for arm in arms:
-                yield Slice(task, arm, tuple(range(first, min(first + BLOCK, seeds.stop))), epochs)
+                yield Slice(task, arm, tuple(range(first, min(first + BLOCK, seeds.stop))), epochs, size=size)
 
 
 def around_edge(tasks: tuple[str, ...], arms: tuple[str, ...]) -> Iterator[Slice]:

@@ -14,6 +14,7 @@ from benchmarks.experiments.stability.measures import Outcome, outcome
 
 RUNS = Path(__file__).parents[2] / "results" / "stability" / "runs"
 EDGE = RUNS.parent / "edge"  # further runs around the edge
+LARGE = RUNS.parent / "large"  # those of the larger policies
 
 
 @dataclass(frozen=True, eq=False)
