@@ -18,7 +18,7 @@ from benchmarks.experiments.stability.claims import SOUND, claims
 from benchmarks.experiments.stability.edge import edge_table
 from benchmarks.experiments.stability.evidence import evidence_table, spent_table
 from benchmarks.experiments.stability.measures import iqm
-from benchmarks.experiments.stability.table import EDGE, Table, load
+from benchmarks.experiments.stability.table import EDGE, LARGE, Table, load
 from benchmarks.rebuilding import RESULTS, ROOT, Claim, between, drawing, markdown, summary_file, svg, write
 
 SUMMARY = RESULTS / "stability" / "summary.json"
@@ -75,23 +75,33 @@ def claims_table(found: list[Claim]) -> str:
     return markdown(("", "target", "value", "95 % interval, or range", "runs or cells", "met"), rows)
 
 
-def figure(table: Table) -> str:
-    """Area under the score against the peak lr, a row for each task, a column for each number of epochs, as SVG."""
+def figure(table: Table, large: Table) -> str:
+    """Area under the score against the peak lr, a row for each task, as SVG.
+
+    A column for each number of epochs, and one for the larger policies.
+    """
+    columns = [(table, epochs, "epoch" + "s" * (epochs > 1)) for epochs in _epochs(table)]
+    columns += [(large, epochs, "epoch, large") for epochs in _epochs(large)]
     with drawing("stability"):
         picture = Figure()
-        _draw(picture, table)
+        _draw(picture, columns)
         return svg(picture, facecolor="white")  # for dark pages too
 
 
-def _draw(picture: Figure, table: Table) -> None:
-    settings = [setting for setting in table.settings("ratio 0") if setting[0] in SOUND]
-    tasks = [task for task in SOUND if task in dict(settings)]
-    epochs = sorted({each for _, each in settings})
-    picture.set_size_inches(7.6, 2.2 * len(tasks) + 0.5)
-    axes = picture.subplots(len(tasks), len(epochs), squeeze=False, sharex=True, sharey="row")
+def _epochs(table: Table) -> list[int]:
+    return sorted({epochs for task, epochs in table.settings("ratio 0") if task in SOUND})
+
+
+def _draw(picture: Figure, columns: list[tuple[Table, int, str]]) -> None:
+    tasks = [task for task in SOUND if (task, columns[0][1]) in columns[0][0].settings("ratio 0")]
+    picture.set_size_inches(3.2 * len(columns) + 0.6, 2.2 * len(tasks) + 0.5)
+    axes = picture.subplots(len(tasks), len(columns), squeeze=False, sharex=True, sharey="row")
     for row, task in zip(axes, tasks, strict=True):
-        for panel, each in zip(row, epochs, strict=True):
-            _panel(panel, table, task, each)
+        for panel, (table, epochs, words) in zip(row, columns, strict=True):
+            if (task, epochs) in table.settings("ratio 0"):
+                _panel(panel, table, task, epochs)
+            panel.set(xscale="log", title=f"{task.replace('_', ' ')}, {epochs} {words}")
+            panel.spines[["top", "right"]].set_visible(False)
         row[0].set(ylabel="mean score over the run", ylim=(0, None))
     for panel in axes[-1]:
         panel.set_xlabel("peak lr")
@@ -106,20 +116,21 @@ def _panel(panel: Axes, table: Table, task: str, epochs: int) -> None:
         areas = [table.mean(task, arm, peak, lambda found: found.area, epochs) for peak in peaks]
         panel.plot(peaks, areas, dash, color=colour, label=arm, linewidth=2 if "ours" in arm else 1.4, marker=".")
     panel.axvline(table.edge(task, epochs), color="#cccccc", linewidth=6, zorder=0)
-    panel.set(xscale="log", title=f"{task.replace('_', ' ')}, {epochs} epoch{'s' * (epochs > 1)}")
-    panel.spines[["top", "right"]].set_visible(False)
 
 
 def rebuilt() -> dict[Path, str]:
     """Every file that follows from the runs, with the text that it should have."""
-    table = load()
-    found, study = claims(table), STUDY.read_text(encoding="utf-8")
+    table, large = load(), load(LARGE)
+    found, at_large, study = claims(table), claims(large), STUDY.read_text(encoding="utf-8")
     parts = {"arms": profiles.summary(table), "tables": tables(table), "claims": claims_table(found)}
     parts |= {"edge": edge_table(table, load(EDGE)), "evidence": evidence_table(table), "spent": spent_table(table)}
+    parts |= {"arms at 4 epochs": profiles.summary(table, epochs=4), "arms at large": profiles.summary(large)}
+    parts |= {"tables at large": tables(large), "claims at large": claims_table(at_large)}
     for name, text in parts.items():
         study = between(study, f"<!-- {name} -->\n", f"<!-- end of {name} -->", text)
     drawn = profiles.figure(table, DRAWN, COLOURS, DASHES)
-    figures = {DOCS / "study" / "areas.svg": figure(table), DOCS / "study" / "profiles.svg": drawn}
+    figures = {DOCS / "study" / "areas.svg": figure(table, large), DOCS / "study" / "profiles.svg": drawn}
+    found += [{**claim, "claim": f"{claim['claim']}, policies ten times larger"} for claim in at_large]
     return {SUMMARY: summary_file(found), STUDY: study, **figures}
 
 

@@ -16,35 +16,36 @@ from benchmarks.experiments.stability.table import Table
 from benchmarks.rebuilding import drawing, markdown, svg
 
 
-def normalised(table: Table, arm: str) -> dict[tuple[str, float], list[float]]:
-    """For each task and peak the runs' areas over the best fixed one; one epoch, the tasks whose KL is right."""
+def normalised(table: Table, arm: str, epochs: int = 1) -> dict[tuple[str, float], list[float]]:
+    """For each task and peak the runs' areas over the best fixed one; the tasks whose KL is right."""
     found = {}
     for task in SOUND:
-        peaks = table.peaks(task)
-        best = np.nanmax([table.mean(task, other, peak, lambda run: run.area) for peak in peaks for other in FIXED])
+        peaks = table.peaks(task, epochs)
+        fixed = [table.mean(task, other, peak, lambda run: run.area, epochs) for peak in peaks for other in FIXED]
+        best = np.nanmax(fixed)
         for peak in peaks:
-            if runs := table.cell(task, arm, peak):
+            if runs := table.cell(task, arm, peak, epochs):
                 found[task, peak] = [run.outcome.area / float(best) for run in runs]
     return found
 
 
-def whole(table: Table) -> list[str]:
+def whole(table: Table, epochs: int = 1) -> list[str]:
     """The arms that have run on all those tasks."""
     arms = sorted({run.arm for run in table.runs}, key=lambda arm: ("ours" in arm, arm))
-    return [arm for arm in arms if {(task, 1) for task in SOUND} <= set(table.settings(arm))]
+    return [arm for arm in arms if {(task, epochs) for task in SOUND} <= set(table.settings(arm))]
 
 
-def summary(table: Table) -> str:
+def summary(table: Table, epochs: int = 1) -> str:
     """A row for each arm."""
     rows = []
-    for arm in whole(table):
-        found = normalised(table, arm)
+    for arm in whole(table, epochs):
+        found = normalised(table, arm, epochs)
         means = {cell: float(np.mean(areas)) for cell, areas in found.items()}
         lost = [
             max(value for (other, _), value in means.items() if other == task) - mean
             for (task, _), mean in means.items()
         ]
-        runs = [run for run in table.runs if run.arm == arm and run.task in SOUND and run.epochs == 1]
+        runs = [run for run in table.runs if run.arm == arm and run.task in SOUND and run.epochs == epochs]
         fallen = sum(run.outcome.collapsed for run in runs)
         jitter = float(np.mean([run.outcome.rate_jitter for run in runs]))
         drawdown = float(np.mean([run.outcome.drawdown for run in runs]))
