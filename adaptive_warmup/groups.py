@@ -43,7 +43,7 @@ class GroupLrs:
         if isinstance(group["lr"], Tensor):
             version = group["lr"]._version + fills
             group["lr"].fill_(lr)
-            lr = float(torch.tensor(lr, dtype=group["lr"].dtype))  # as it holds it, known without reading it
+            lr = float(torch.tensor(lr, dtype=group["lr"].dtype, device="cpu"))  # as it holds it, without reading it
         else:
             group["lr"] = lr
         self._written[index] = (lr, version)

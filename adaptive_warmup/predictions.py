@@ -96,7 +96,8 @@ def divergence(before_RPV: Tensor, after_RPV: Tensor, counted_RP: Tensor) -> tup
     chunks = [torch.split(logits_RPV.flatten(0, 1), _CHUNK) for logits_RPV in (before_RPV, after_RPV)]
     kl = torch.cat([_kl(before, after) for before, after in zip(*chunks, strict=True)])
     counted = counted_RP.flatten().to(kl.device)
-    return torch.where(counted, kl, 0.0).sum(), counted.sum()
+    # masked_fill: torch.where would copy its 0.0 to the device, and wait for that.
+    return kl.masked_fill(~counted, 0.0).sum(), counted.sum()
 
 
 def first_input(model: nn.Module) -> str:
@@ -122,7 +123,7 @@ def _spread(of: Tensor, most: int) -> Tensor:
 def _kl(before_NV: Tensor, after_NV: Tensor) -> Tensor:
     logp, logq = before_NV.float().log_softmax(-1), after_NV.float().log_softmax(-1)
     p = logp.exp()
-    return torch.where(p == 0.0, 0.0, p * (logp - logq)).sum(-1)
+    return (p * (logp - logq)).masked_fill(p == 0.0, 0.0).sum(-1)
 
 
 def _counted(tensors: Mapping[str, Tensor], lead: Tensor, causal: bool) -> Tensor:

@@ -33,7 +33,8 @@ class AcceleratedWarmup:
         scheduler.step()
 
     It steps once for each update, whatever the number of processes; not between accumulated gradients, nor after an
-    update that the loss scaler skipped. `warmup_steps`, and the steps of a schedule that it wraps, count updates.
+    update that the loss scaler skipped (of a fused optimizer Accelerate does not learn of that, and it steps).
+    `warmup_steps`, and the steps of a schedule that it wraps, count updates.
     `accelerator.save_state` saves it and `load_state` goes on exactly. Of several processes, what was observed and not
     yet stepped on is not saved.
 

@@ -107,10 +107,11 @@ class AdaptiveWarmupCallback(Callback):
             if scheduler.optimizer is not optimizer:
                 continue  # what is logged is still to count for its own update
             signals = self._fresh(trainer, seen) | _norm(optimizer)
-            reports = [*waiting, {"kl_source": self._kl_source, **signals}]
+            # Read here, where the gradient norm is waited for anyway: `step` would wait for the whole update.
+            reports = [_plain(report) for report in (*waiting, {"kl_source": self._kl_source, **signals})]
             waiting.clear()
             if self._several:
-                reports = trainer.strategy.broadcast([_plain(report) for report in reports])
+                reports = trainer.strategy.broadcast(reports)
             for report in reports:
                 scheduler.observe(**report)
             pl_module.log_dict(figures(scheduler.regulators[0].config, scheduler.decision))

@@ -119,7 +119,8 @@ def limit(optimizer: Optimizer, grad_norm: Tensor, regulator: Regulator) -> None
         return
     norm, told = grad_norm.float(), _bare(optimizer)
     excess = (norm / bounds.usual).clamp(1.0, 1.0 / regulator.config.floor)
-    told.grad_scale = torch.where(norm > bounds.above, excess, 1.0)  # what gradients are divided by
+    # What gradients are divided by. Not torch.where: it would copy a 1.0 to the device, and wait for that.
+    told.grad_scale = excess.masked_fill(~(norm > bounds.above), 1.0)
     told.found_inf = (~norm.isfinite()).float()
 
 

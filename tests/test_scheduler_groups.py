@@ -85,6 +85,16 @@ def test_a_tensor_lr_is_filled_in_place_and_does_not_drift(dtype: torch.dtype) -
     assert scheduler.optimizer.param_groups[0]["lr"] is lr
 
 
+def test_what_a_tensor_lr_holds_is_known_whatever_torchs_default_device() -> None:
+    """On that device, where it is a GPU, it would have to be waited for; `meta` has no value to give at all."""
+    optimizer = optimizer_of(torch.tensor(1e-3))
+    scheduler = AdaptiveWarmup(optimizer, warmup_steps=10)
+    with torch.device("meta"):
+        optimizer.step()
+        scheduler.step()
+    assert lrs_of(optimizer) == pytest.approx([2e-4])
+
+
 def test_a_wrapped_schedule_works_on_a_tensor_lr_too() -> None:
     ours, theirs = torch.tensor(1e-3), torch.tensor(1e-3)
     scheduler = AdaptiveWarmup(CosineAnnealingLR(optimizer_of(ours), 40), warmup_steps=5)

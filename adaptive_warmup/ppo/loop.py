@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adaptive_warmup.ppo.config import PPOConfig
 from adaptive_warmup.ppo.environment import Environment, Problem, Split
+from adaptive_warmup.ppo.generators import draw_seed, resume
 from adaptive_warmup.ppo.model import ActorCritic, ValueHead, ValueModel, check_apart
 from adaptive_warmup.ppo.rollout import Rollout, rollout
 from adaptive_warmup.ppo.update import Batch, assess, mini_batch_losses, mini_batches, policy_kl, rollout_metrics
@@ -75,7 +76,7 @@ class PPO:
         make_scheduler = scheduler or (lambda optimizer: ConstantLR(optimizer, factor=1.0, total_iters=0))
         self.scheduler = make_scheduler(self.optimizer)
         self.choices = torch.Generator().manual_seed(config.seed)  # of problems and mini-batches
-        self.tokens = torch.Generator(policy.device).manual_seed(_draw_seed(self.choices))
+        self.tokens = torch.Generator(policy.device).manual_seed(draw_seed(self.choices))
         self.steps_done = 0
 
     def run(self, steps: int, progress: bool = True) -> Iterator[dict[str, float]]:
@@ -91,7 +92,7 @@ class PPO:
         """One RL step; returns its metrics, which `metrics.METRICS` defines."""
         config = self.config
         rates = {"lr": self.optimizer.param_groups[POLICY]["lr"], "value_lr": self.optimizer.param_groups[VALUE]["lr"]}
-        problems = self.environment.sample(config.batch_size, _draw_seed(self.choices))
+        problems = self.environment.sample(config.batch_size, draw_seed(self.choices))
         episodes = self._rollout(problems, self.tokens)
         batch = assess(config, self.model, self.reference, episodes)
         parts = mini_batches(config, config.batch_size, self.choices)
@@ -119,7 +120,8 @@ class PPO:
         """All that a resumed run needs besides the arguments of `PPO`, the reference among them.
 
         As torch's own, it refers to the live tensors: save it or copy it before the next step. What comes back from
-        `torch.load(weights_only=True)` continues bit for bit on CPU.
+        `torch.load(weights_only=True)` continues bit for bit on CPU. On another kind of device than it was saved on, a
+        run goes on with other random numbers.
         """
         return {
             "policy": self.policy.state_dict(),
@@ -135,8 +137,8 @@ class PPO:
         """Takes up the run that `state_dict` described."""
         for part in ("policy", "critic", "optimizer", "scheduler"):
             getattr(self, part).load_state_dict(state[part])
-        self.choices.set_state(state["choices"].cpu())  # a map_location moves generator states too
-        self.tokens.set_state(state["tokens"].cpu())
+        resume(self.choices, state["choices"])
+        resume(self.tokens, state["tokens"])
         self.steps_done = state["steps_done"]
 
     def _rollout(self, problems: Sequence[Problem], generator: torch.Generator) -> Rollout:
@@ -202,7 +204,3 @@ class PPO:
 def _average(updates: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     means = {name: torch.stack([update[name] for update in updates]).mean() for name in updates[0]}
     return means | {"skipped_updates": means["skipped_updates"] * len(updates)}  # a count, not a mean
-
-
-def _draw_seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**31, (), generator=generator))

@@ -134,7 +134,7 @@ def _store(made: tuple[PreTrainedModel, Tokenizer], folder: Path) -> None:
 def _make(task: Task, size: Size, seed: int, progress: bool) -> tuple[PreTrainedModel, Tokenizer]:
     tokenizer = train_tokenizer(task.corpus_texts(), task.tags, size.vocabulary)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
         policy = Lfm2ForCausalLM(_config(size, tokenizer))
     batches = _batches(task, tokenizer, size, seed)
     _train(policy, tqdm(batches, "reference policy", total=size.steps, disable=not progress, unit="step"), size)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adaptive_warmup.ppo.advantages import gae, kl_penalised_rewards, whiten
 from adaptive_warmup.ppo.config import PPOConfig
+from adaptive_warmup.ppo.generators import permutation
 from adaptive_warmup.ppo.losses import (
     Total,
     clip_fraction,
@@ -87,7 +88,7 @@ def assess(
 def mini_batches(config: PPOConfig, episodes: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Indices of the episodes of each update: every episode once per epoch, in a new order."""
     for _ in range(config.epochs):
-        yield from torch.randperm(episodes, generator=generator).chunk(config.mini_batches)
+        yield from permutation(episodes, generator).chunk(config.mini_batches)
 
 
 def mini_batch_losses(config: PPOConfig, model: ActorCritic, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

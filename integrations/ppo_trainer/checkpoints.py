@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from adaptive_warmup.integrations.ppo_trainer.config import PPOConfig
 from adaptive_warmup.integrations.ppo_trainer.rl_step import RLStep
+from adaptive_warmup.ppo.generators import resume
 
 VALUE_MODEL = "value_model.safetensors"
 _log = logging.get_logger(__name__)
@@ -98,8 +99,8 @@ class Checkpoints(Trainer):
             _log.warning("%s is missing: this process goes on with a new rollout and new random numbers", path)
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self.choices.set_state(state["choices"])
-        self.tokens.set_state(state["tokens"])
+        resume(self.choices, state["choices"])
+        resume(self.tokens, state["tokens"])
         begun = send_to_device(state["rl_step"], self.accelerator.device)
         self.rl_step = RLStep.from_state(begun) if begun else None
 

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
 from adaptive_warmup.ppo.environment import Problem
+from adaptive_warmup.ppo.generators import permutation
 
 
 class Row(dict[str, Any]):
@@ -41,7 +42,7 @@ class RolloutSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         epoch = self.epoch(self.rows // self.episodes)
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * epoch)
-        order = torch.randperm(self.rows, generator=generator).tolist()
+        order = permutation(self.rows, generator).tolist()
         for start in range(0, self.rows - self.episodes + 1, self.episodes):
             for _ in range(self.repeats):
                 yield from order[start : start + self.episodes]

@@ -24,6 +24,7 @@ from adaptive_warmup.integrations.ppo_trainer.rl_step import RLStep
 from adaptive_warmup.integrations.ppo_trainer.rollouts import RolloutTrainer
 from adaptive_warmup.integrations.ppo_trainer.sharding import check_plugin, place_reference
 from adaptive_warmup.ppo.environment import Environment
+from adaptive_warmup.ppo.generators import draw_seed
 from adaptive_warmup.ppo.model import ValueHead, ValueModel, check_apart
 from adaptive_warmup.ppo.update import mini_batch_losses, policy_kl
 
@@ -116,8 +117,7 @@ class PPOTrainer(RolloutTrainer):
         self.reference = place_reference(reference, self.model, self.accelerator)
         self.rl_step: RLStep | None = None
         self.choices = torch.Generator().manual_seed(args.seed + args.process_index)  # of mini-batches
-        seed = int(torch.randint(2**31, (), generator=self.choices))
-        self.tokens = torch.Generator(args.device).manual_seed(seed)
+        self.tokens = torch.Generator(args.device).manual_seed(draw_seed(self.choices))
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
         self._since = time.perf_counter()
 
