@@ -141,15 +141,19 @@ def sweep(
     folder = folder.resolve()
     todo = [part for part in parts if not (folder / f"{part.name}.npz").is_file()]
     with parallel_config(backend, n_jobs=jobs):
-        Parallel()(delayed(_do)(each, folder, until, settings) for each in stacks(todo, stacked))
+        Parallel()(delayed(_do)(each, folder, until, jobs, settings) for each in stacks(todo, stacked))
 
 
-def _do(parts: list[Slice], folder: Path, until: float, settings: dict[str, Any]) -> None:
-    started = time.time()
-    if started < until:
-        for part, found in zip(parts, run(parts, **settings), strict=True):
-            keep(part, found, folder, settings.get("device", "cpu"))
-        print(f"{', '.join(part.name for part in parts)}: {time.time() - started:.0f} s", flush=True)
+def _do(parts: list[Slice], folder: Path, until: float, jobs: int, settings: dict[str, Any]) -> None:
+    started, device = time.time(), settings.get("device", "cpu")
+    if started >= until:
+        return
+    if "cuda" in device:  # else what one process keeps for later leaves the others without
+        torch.cuda.set_per_process_memory_fraction(0.9 / max(jobs, 1))
+    for part, found in zip(parts, run(parts, **settings), strict=True):
+        keep(part, found, folder, device)
+    used = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if "cuda" in device else ""
+    print(f"{', '.join(part.name for part in parts)}: {time.time() - started:.0f} s{used}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
