@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -262,3 +265,21 @@ def test_a_missing_package_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPat
     geography.cache_clear()
     with pytest.raises(ImportError, match=r'pip install "adaptive-warmup\[demo\]"'):
         SearchTask()
+
+
+def test_the_search_engine_leaves_jax_asleep(tmp_path: Path) -> None:
+    """bm25s would start it, and on a GPU JAX takes three quarters of the memory at its first call."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("started = True")
+    (tmp_path / "jax" / "lax.py").write_text("def top_k(scores, k): raise SystemExit('JAX has started')")
+    code = """
+import sys
+from adaptive_warmup.ppo.tasks.retrieval import SearchEngine
+assert SearchEngine(["Paris", "Rome"], ["a city in France", "a city in Italy"]).search("Rome") == 1
+assert "jax" not in sys.modules
+import jax
+assert jax.started
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr

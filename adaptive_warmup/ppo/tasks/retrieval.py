@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 from adaptive_warmup.ppo.tasks.geography import INSTALL
@@ -26,7 +28,8 @@ class SearchEngine:
             ImportError: where bm25s is not installed, with what to install.
         """
         try:
-            from bm25s import BM25
+            with _without_jax():
+                from bm25s import BM25
         except ImportError as error:
             raise ImportError(INSTALL) from error
         self._index = BM25()
@@ -38,6 +41,19 @@ class SearchEngine:
         """The number of the best document, or None where no document has any word of the query."""
         found = self._index.get_scores(words(query)) if words(query) else None
         return None if found is None or found.max() <= 0 else int(found.argmax())
+
+
+@contextmanager
+def _without_jax() -> Iterator[None]:
+    """bm25s starts JAX where it is installed, and JAX takes three quarters of a GPU for a function not used here."""
+    if "jax" in sys.modules:  # the user's own: it has what it wants
+        yield
+        return
+    sys.modules["jax"] = None  # type: ignore[assignment]  # Python's word for: not to be imported
+    try:
+        yield
+    finally:
+        del sys.modules["jax"]
 
 
 def words(text: str) -> list[str]:
