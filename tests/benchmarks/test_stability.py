@@ -267,6 +267,19 @@ def test_the_best_arm_in_hindsight_is_another_one_on_each_task() -> None:
     assert found[f"3. probability that {ANY} improves on rsl_rl, area"] == 1.0
 
 
+def test_areas_are_compared_on_the_seeds_that_both_have() -> None:
+    """The fixed schedule's second seed is a bad one: where ours has not run it, it does not count."""
+    arms = {"ratio 0": (0.5, 0.1), "ratio 0.1": (0.4,), "ours": (0.5, 0.1)}
+    table = Table(
+        one(arm, np.full(60, score), seed=seed) for arm, scores in arms.items() for seed, score in enumerate(scores)
+    )
+    pair = "2. least area over the best (peak, schedule) pair's, peaks from a fifth of the edge: ours"
+    found = {str(claim["claim"]): claim["value"] for claim in claims(table)}
+    assert found[pair] == 1.0  # .5 over .5, not .3 over .4
+    fair = table.fair("chain_sum", 1, ("ours", "ratio 0.1", "RAdam"))
+    assert sorted((run.arm, run.seed) for run in fair.runs) == [("ours", 0), ("ratio 0.1", 0)]
+
+
 def test_what_a_run_could_tell_of_two_targets() -> None:
     noise = np.tile([0.05, -0.05], 100)
     safe = [one("ratio 0", np.ones(200)), one("ratio 0", np.zeros(200), peak=3e-3)]

@@ -45,11 +45,12 @@ def _areas(table: Table) -> Iterator[Claim]:
         below, beyond, grid, best = [], [], [], []
         for task, epochs in sound_settings(table, OURS[0] if arm == HINDSIGHT else arm):
             peaks, edge = table.peaks(task, epochs), table.edge(task, epochs)
-            fixed = {(peak, other): _area(table, task, other, peak, epochs) for peak in peaks for other in FIXED}
+            fair = table.fair(task, epochs, (arm, *FIXED))
+            fixed = {(peak, other): _area(fair, task, other, peak, epochs) for peak in peaks for other in FIXED}
             if arm == HINDSIGHT:
                 ours = {peak: _most(area for (p, _), area in fixed.items() if p <= peak) for peak in peaks}
             else:
-                ours = {peak: _area(table, task, arm, peak, epochs) for peak in peaks}
+                ours = {peak: _area(fair, task, arm, peak, epochs) for peak in peaks}
             for peak in peaks:
                 (below if peak < edge else beyond).append(ours[peak] / _most(fixed[peak, other] for other in FIXED))
                 if peak >= edge / 5.01:
@@ -106,12 +107,12 @@ def _speed(table: Table) -> Iterator[Claim]:
         for other, target, safe in (("ratio 0", 1.1, True), ("ratio 0.95", 0.5, False)):
             ratios = []
             for task, epochs in sound_settings(table, arm):
-                goal = 0.8 * table.best(task, epochs)
+                goal, fair = 0.8 * table.best(task, epochs), table.fair(task, epochs, (arm, other))
                 for peak in table.peaks(task, epochs):
                     if safe and not peak < table.edge(task, epochs):
                         continue
-                    mine = [run.outcome.steps_to(goal) for run in table.cell(task, arm, peak, epochs)]
-                    theirs = [run.outcome.steps_to(goal) for run in table.cell(task, other, peak, epochs)]
+                    mine = [run.outcome.steps_to(goal) for run in fair.cell(task, arm, peak, epochs)]
+                    theirs = [run.outcome.steps_to(goal) for run in fair.cell(task, other, peak, epochs)]
                     if mine and theirs and np.isfinite(np.median(mine)) and np.isfinite(np.median(theirs)):
                         ratios.append(float(np.median(mine) / np.median(theirs)))
             if ratios:

@@ -49,6 +49,12 @@ class Table:
     def peaks(self, task: str, epochs: int = 1) -> list[float]:
         return sorted({run.peak for run in self.runs if (run.task, run.epochs) == (task, epochs)})
 
+    def fair(self, task: str, epochs: int, arms: Iterable[str]) -> Table:
+        """Of one task, those of the arms that have run there, on the seeds that all of these have."""
+        runs = [run for run in self.runs if (run.task, run.epochs) == (task, epochs) and run.arm in set(arms)]
+        seeds = set.intersection(*({run.seed for run in runs if run.arm == arm} for arm in {run.arm for run in runs}))
+        return Table(run for run in runs if run.seed in seeds)
+
     def settings(self, arm: str) -> list[tuple[str, int]]:
         """The tasks that an arm has run, each with the number of epochs."""
         return sorted({(run.task, run.epochs) for run in self.runs if run.arm == arm})
