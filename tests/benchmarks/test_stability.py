@@ -301,7 +301,8 @@ def test_the_kl_that_was_spent_is_a_multiple_of_the_falling_target() -> None:
     target = np.array([0.01 * max(14.25 / max(step + 1, 14.25), 0.1) for step in range(200)])
     safe = [one("ratio 0", np.ones(200)), one("ratio 0", np.zeros(200), peak=3e-3)]
     ours = replace(one("ours", np.ones(200), peak=3e-3), kls=np.r_[np.full(20, 9.0), 1.5 * target[20:]])
-    assert spent_table(Table([*safe, ours])).splitlines()[2] == "| ours | 1.50 |"
+    told = spent_table(Table([*safe, ours]), Table([*safe, ours])).splitlines()
+    assert told[2:] == ["| chain_sum | 1.50 |  |", "| chain_sum, large | 1.50 |  |"]
 
 
 def test_outcomes_by_hand() -> None:

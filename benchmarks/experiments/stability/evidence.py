@@ -21,6 +21,7 @@ from benchmarks.experiments.stability.table import Run, Table
 from benchmarks.rebuilding import markdown
 
 SMALLER, LARGER = "ours", "rsl_rl"  # a target that falls as 1/t, and one of .01 throughout
+FALLING = (SMALLER, "rsl_rl falling")
 FIRST = 60  # step from which on the one is well below the other
 BLOCKS = (5, 10, 20, 35, 70)  # steps before it changes the target; the best of these counts
 SURE = 2.0  # standard errors
@@ -33,16 +34,17 @@ def evidence_table(table: Table) -> str:
     return markdown(names, [_row(table, *setting) for setting in _settings(table, SMALLER, LARGER)])
 
 
-def spent_table(table: Table) -> str:
-    """The mean KL over the falling target, after the way up: a row for each arm that goes by it."""
-    settings = _settings(table, SMALLER)
+def spent_table(table: Table, large: Table) -> str:
+    """The mean KL over the falling target, after the way up: a row for each setting, a column for each arm."""
     target_T = np.array([Config(nominal_steps(Plan(1.0, STEPS))).target_at(step) for step in range(STEPS)])
     rows = []
-    for arm in (SMALLER, "rsl_rl falling"):
-        runs = [_runs(table, task, arm, epochs) for task, epochs in settings]
-        shares = [[(run.kls / target_T)[LAST:] for run in found] for found in runs]
-        rows.append([arm, *(f"{np.nanmean(share):.2f}" if share else "" for share in shares)])
-    return markdown(("arm", *(_name(task, epochs) for task, epochs in settings)), rows)
+    for each, words in ((table, ""), (large, ", large")):
+        for task, epochs in _settings(each, SMALLER):
+            runs = [_runs(each, task, arm, epochs) for arm in FALLING]
+            shares = [[(run.kls / target_T)[LAST:] for run in found] for found in runs]
+            told = [f"{np.nanmean(share):.2f}" if share else "" for share in shares]
+            rows.append([_name(task, epochs) + words, *told])
+    return markdown(("task", *FALLING), rows)
 
 
 def _settings(table: Table, *arms: str) -> list[tuple[str, int]]:
