@@ -26,7 +26,7 @@ DOCS = ROOT / "docs"
 STUDY = DOCS / "study.md"
 DRAWN = ("ratio 0", "ratio 0.285", "ratio 0.95", "rsl_rl", "ours", "ours cosine")
 COLOURS = ("#999999", "#E69F00", "#D55E00", "#56B4E9", "#0072B2", "#009E73")  # Okabe and Ito's
-DASHES = (":", "--", "-.", "--", "-", "-")
+DASHES = (":", "--", "-.", "--", "-", "--")
 
 
 def tables(table: Table) -> str:
