@@ -55,7 +55,7 @@ def nudge(model: nn.Module, size: float = 0.02) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype), alpha=size)
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=size)
 
 
 def measured(model: nn.Module, batch: Any, update: Callable[[nn.Module], None] = nudge, **settings: Any) -> float:
@@ -153,9 +153,11 @@ def test_a_batch_without_a_label_gives_no_kl_and_the_next_one_does() -> None:
 # --- What it leaves alone ---
 
 
-def trained(probe: PolicyProbe | None, steps: int = 5) -> list[Tensor]:
-    model, batch = gpt(dropout=0.3), {"input_ids": tokens(), "labels": tokens()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+def trained(probe: PolicyProbe | None, steps: int = 5, device: torch.device | str = "cpu", **kind: Any) -> list[Tensor]:
+    """The weights after some updates with dropout, by an AdamW of that kind."""
+    model, ids = gpt(dropout=0.3).to(device), tokens().to(device)
+    batch = {"input_ids": ids, "labels": ids}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, **kind)
     for _ in range(steps):
         model(**batch).loss.backward()
         if probe:
@@ -164,6 +166,7 @@ def trained(probe: PolicyProbe | None, steps: int = 5) -> list[Tensor]:
         optimizer.zero_grad()
         if probe:
             assert probe.after(model)
+            assert all(module.training for module in model.modules())
     return list(model.state_dict().values())
 
 

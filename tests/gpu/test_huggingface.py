@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+from transformers import GPT2LMHeadModel, Trainer, TrainerCallback
 
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from tests.gpu.device import CPU, DEVICE, needs_cuda, waits
-from tests.integrations.test_reading import Blows, Taken
+from tests.integrations.test_reading import Blows, Seen, Taken
 from tests.integrations.trainers import FLAT, STEPS, Line, Record, rows, same, trainer, weights
+from tests.test_probe import gpt as probed_gpt
+from tests.test_probe import tokens
 
 WARMUP = 4
 FREE: dict[str, Any] = {"logging_steps": STEPS, "logging_nan_inf_filter": False}  # else each loss is waited for
@@ -83,15 +85,12 @@ def test_it_waits_for_nothing_that_the_trainer_does_not_wait_for(tmp_path: Path,
     assert all(mine > theirs for mine, theirs in zip(at_once, plain, strict=True))
 
 
-def gpt() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 16, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+def gpt(dropout: float = 0.1) -> GPT2LMHeadModel:
+    return probed_gpt(dropout, n_positions=32, n_layer=1)
 
 
 def texts() -> list[dict[str, Tensor]]:
-    ids = torch.randint(1, 16, (20, 24), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": row, "labels": row} for row in ids]
+    return [{"input_ids": row, "labels": row} for row in tokens(20, 24)]
 
 
 class Measured(Taken):
@@ -120,11 +119,8 @@ def test_the_probe_reads_what_it_reads_on_the_cpu(tmp_path: Path, bf16: bool) ->
     found = []
     for device in (DEVICE, CPU):
         warmup = AdaptiveWarmupCallback(WARMUP, read="late")
-        measured, model = Measured(warmup), gpt()
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        run(tmp_path, warmup, measured, device=device, model=model, data=texts(), bf16=bf16, **FREE, **FLAT)
+        measured = Measured(warmup)
+        run(tmp_path, warmup, measured, device=device, model=gpt(dropout=0.0), data=texts(), bf16=bf16, **FREE, **FLAT)
         found.append(measured.kls)
     assert found[0].keys() == found[1].keys()
     assert found[0] == pytest.approx(found[1], rel=0.3 if bf16 else 0.05, abs=2e-4 if bf16 else 0.0)
@@ -135,22 +131,9 @@ def test_an_update_that_is_not_finite_is_skipped_unread(tmp_path: Path) -> None:
     model, warmup = Blows(), late(probe=None)
     taken = Taken(warmup)
     run(tmp_path, warmup, taken, model=model, **FLAT)
-    skipped = [torch.equal(before, after) for before, after in pairwise(model.seen)]
-    assert skipped == [step == 8 for step in range(STEPS - 1)]
+    assert model.skipped == [step == 8 for step in range(STEPS - 1)]
     assert bool(model.weight.isfinite().all())
     assert taken.alarms == [["non_finite"] if step == 9 else [] for step in range(STEPS)]
-
-
-class Seen(Line):
-    """Its weights as they are at the begin of each step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Tensor] = []
-
-    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        self.seen.append(self.weight.detach().clone())
-        return super().forward(x, labels)
 
 
 @needs_cuda
@@ -159,8 +142,8 @@ def test_what_overflows_in_fp16_is_skipped_and_alarmed_a_step_late(tmp_path: Pat
     model, warmup = Seen(), late(probe=None)
     taken = Taken(warmup)
     run(tmp_path, warmup, taken, model=model, data=rows(outlier=3), fp16=True, **FLAT)
-    seen = [*model.seen, model.weight.detach()]
-    skipped = [torch.equal(before, after) for before, after in pairwise(seen)]
+    model.seen.append(model.weight.detach())
+    skipped = model.skipped
     assert 2 <= sum(skipped) < STEPS
     assert [bool(alarms) for alarms in taken.alarms] == [False, *skipped[:-1]]
     assert bool(model.weight.isfinite().all())

@@ -10,37 +10,19 @@ import pytest
 import torch
 
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
-from adaptive_warmup.integrations.ppo_trainer import PPOConfig, PPOTrainer
+from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from tests.gpu.device import CPU, DEVICE, needs_cuda
-from tests.integrations.tiny import low_bytes, model, tokenizer
+from tests.integrations.tiny import logged, low_bytes, model, settings, tokenizer
 from tests.integrations.trainers import same, weights
 
 PROMPTS = [{"prompt": f"one {i}"} for i in range(64)]
 
 
 def make(folder: Path, device: torch.device = DEVICE, **arguments: Any) -> tuple[PPOTrainer, AdaptiveWarmupCallback]:
-    settings: dict[str, Any] = {
-        "max_steps": 6,
-        "per_device_train_batch_size": 8,
-        "num_ppo_epochs": 2,
-        "max_completion_length": 6,
-        "learning_rate": 1e-2,
-        "value_learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": device.type == "cpu",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    args, warmup = PPOConfig(str(folder), **{**settings, **arguments}), AdaptiveWarmupCallback(4)
+    longer: dict[str, Any] = {"max_steps": 6, "num_ppo_epochs": 2, "use_cpu": device.type == "cpu"}
+    args, warmup = settings(folder, **{**longer, **arguments}), AdaptiveWarmupCallback(4)
     given: dict[str, Any] = {"reward_funcs": low_bytes, "train_dataset": PROMPTS, "processing_class": tokenizer()}
     return PPOTrainer(model(), args, callbacks=[warmup], **given), warmup  # type: ignore[arg-type]
-
-
-def logged(trainer: PPOTrainer, name: str) -> list[float]:
-    return [logs[name] for logs in trainer.state.log_history if name in logs]
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -8,30 +8,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from adaptive_warmup.predictions import divergence
 from adaptive_warmup.probe import PolicyProbe
 from tests.gpu.device import CPU, DEVICE, needs_cuda, no_waits, waits
+from tests.test_probe import gpt as gpt_of
+from tests.test_probe import nudge, tokens, trained
 
 
-def gpt(device: torch.device, dropout: float = 0.0) -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 16, "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    drops = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
-    return GPT2LMHeadModel(GPT2Config(**sizes, **drops, bos_token_id=0, eos_token_id=0)).train().to(device)
+def gpt(device: torch.device, dropout: float = 0.0) -> nn.Module:
+    return gpt_of(dropout).to(device)
 
 
 def batch(device: torch.device) -> dict[str, Tensor]:
-    ids = torch.randint(1, 16, (8, 12), generator=torch.Generator().manual_seed(0)).to(device)
+    ids = tokens().to(device)
     return {"input_ids": ids, "labels": ids}
-
-
-def nudge(model: nn.Module, size: float = 0.02) -> None:
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=size)
 
 
 def measured(model: nn.Module, inputs: Any, update: Callable[[nn.Module], Any] = nudge) -> float:
@@ -65,25 +56,13 @@ def test_words_that_are_ruled_out_and_positions_that_do_not_count() -> None:
     assert mine[1].item() == theirs[1].item() == 67
 
 
-def trained(probe: PolicyProbe | None) -> tuple[list[Tensor], list[Tensor]]:
-    """The weights after some updates with dropout, and the next random numbers on both devices."""
-    model, inputs = gpt(DEVICE, dropout=0.3), batch(DEVICE)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-    torch.manual_seed(1)
-    for _ in range(5):
-        model(**inputs).loss.backward()
-        if probe:
-            probe.before(model, inputs)
-        optimizer.step()
-        optimizer.zero_grad()
-        if probe:
-            assert probe.after(model)
-            assert all(module.training for module in model.modules())
-    return list(model.state_dict().values()), [torch.rand(4), torch.rand(4, device=DEVICE)]
+def left(probe: PolicyProbe | None) -> tuple[list[Tensor], list[Tensor]]:
+    """By a training: its weights, and the next random numbers on both devices."""
+    return trained(probe, device=DEVICE, fused=True), [torch.rand(4), torch.rand(4, device=DEVICE)]
 
 
 def test_training_and_random_numbers_are_the_same_to_the_bit(deterministic: None) -> None:
-    probed, plain = trained(PolicyProbe(every=1, max_cost=None)), trained(None)
+    probed, plain = left(PolicyProbe(every=1, max_cost=None)), left(None)
     for mine, theirs in zip(probed, plain, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 

@@ -13,6 +13,7 @@ from torch.optim import SGD, AdamW
 from adaptive_warmup import Config, Regulator
 from adaptive_warmup.integrations.reading import Reader, limit, unlimited
 from tests.gpu.device import DEVICE, busy, needs_cuda, no_waits
+from tests.integrations.test_reading import CUTS, settled
 
 READ: Any = "auto" if DEVICE.type == "cuda" else "late"
 
@@ -74,18 +75,9 @@ def test_a_kl_is_read_late_with_its_step() -> None:
     assert (regulator.signals.kl_source, regulator.signals.kl_lr) == ("probe", 0.02)
 
 
-def settled() -> Regulator:
-    """Gradient norms of 1 so far."""
-    regulator = Regulator(Config(10))
-    for _ in range(10):
-        regulator.observe(grad_norm=1.0)
-        regulator.decide()
-    return regulator
-
-
-@pytest.mark.parametrize(("norm", "moved"), [(1.2, 1.2), (20.0, 1.0), (1e6, 1e3), (math.nan, 0.0), (math.inf, 0.0)])
+@pytest.mark.parametrize(("norm", "moved"), CUTS)
 def test_an_outlier_is_cut_by_the_device(norm: float, moved: float) -> None:
-    """Ten sd out; a millionfold to a thousandth, which is the least. Nothing is waited for."""
+    """Nothing is waited for."""
     parameter = nn.Parameter(torch.zeros(1, device=DEVICE))
     optimizer = SGD([parameter], lr=1.0, fused=True)
     parameter.grad = torch.tensor([norm], device=DEVICE)

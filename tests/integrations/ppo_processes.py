@@ -28,8 +28,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2ForCausalLM
 from transformers.distributed import DistributedConfig
 from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import ValueHead
-from tests.integrations.ppo_trainers import PROMPTS, Letters, logged, settings
-from tests.integrations.tiny import model, saved, tokenizer
+from tests.integrations.ppo_trainers import PROMPTS, Letters
+from tests.integrations.tiny import logged, model, saved, settings, tokenizer
 
 torch.set_num_threads(1)
 saved()  # before the processes know of each other: then only the first would save

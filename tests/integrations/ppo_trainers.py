@@ -9,9 +9,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import Gemma3Config
 
-from adaptive_warmup.integrations.ppo_trainer import PPOConfig, PPOTrainer
+from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import Problem
-from tests.integrations.tiny import low_bytes, model, tokenizer
+from tests.integrations.tiny import low_bytes, model, settings, tokenizer
 
 PROMPTS = Dataset.from_dict({"prompt": [f"one {i}" for i in range(64)], "answer": [str(i) for i in range(64)]})
 
@@ -41,33 +41,11 @@ def share(text: str) -> float:
     return sum(ord(letter) < 64 for letter in text) / max(len(text), 1)
 
 
-def settings(folder: Path | str, **arguments: Any) -> PPOConfig:
-    plain: dict[str, Any] = {
-        "max_steps": 2,
-        "per_device_train_batch_size": 8,
-        "max_completion_length": 6,
-        "learning_rate": 1e-2,
-        "value_learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    return PPOConfig(str(folder), **{**plain, **arguments})
-
-
 def make(folder: Path | str, policy: Any = None, parts: dict[str, Any] | None = None, **arguments: Any) -> PPOTrainer:
     given: dict[str, Any] = {"reward_funcs": low_bytes, "train_dataset": PROMPTS, "processing_class": tokenizer()}
     given |= {"reward_funcs": None} if parts and "environment" in parts else {}
     args = settings(folder, **arguments)
     return PPOTrainer(model() if policy is None else policy, args, **{**given, **(parts or {})})
-
-
-def logged(trainer: PPOTrainer, name: str) -> list[float]:
-    return [logs[name] for logs in trainer.state.log_history if name in logs]
 
 
 def close(mine: list[Tensor], theirs: list[Tensor], atol: float) -> bool:

@@ -15,8 +15,8 @@ from transformers.activations import NewGELUActivation
 from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import METRICS, PPO, Problem, ValueHead
 from adaptive_warmup.ppo import PPOConfig as Algorithm
-from tests.integrations.ppo_trainers import PROMPTS, Letters, close, logged, make
-from tests.integrations.tiny import CHECKPOINTING, low_bytes, model, tokenizer
+from tests.integrations.ppo_trainers import PROMPTS, Letters, close, make
+from tests.integrations.tiny import CHECKPOINTING, logged, low_bytes, model, tokenizer
 from tests.integrations.trainers import same, weights
 
 TURNS: dict[str, Any] = {"max_completion_length": 12, "per_device_train_batch_size": 16}

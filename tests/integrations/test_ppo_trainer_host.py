@@ -21,8 +21,8 @@ from adaptive_warmup.history import read
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import Problem, ValueHead, ValueModel, response_logprobs
-from tests.integrations.ppo_trainers import PROMPTS, logged, make, seeing, settings
-from tests.integrations.tiny import low_bytes, model, saved, tokenizer
+from tests.integrations.ppo_trainers import PROMPTS, make, seeing
+from tests.integrations.tiny import logged, low_bytes, model, saved, settings, tokenizer
 from tests.integrations.trainers import same, weights
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

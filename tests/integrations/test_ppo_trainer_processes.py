@@ -52,8 +52,8 @@ def test_fsdp2_in_bf16_of_tied_embeddings_with_the_value_head_on_their_trunk(tmp
 _SEEING = """
 import sys
 from transformers import AutoModelForCausalLM
-from tests.integrations.ppo_trainers import logged, make, seeing
-from tests.integrations.tiny import tokenizer
+from tests.integrations.ppo_trainers import make, seeing
+from tests.integrations.tiny import logged, tokenizer
 
 trainer = make(sys.argv[1], AutoModelForCausalLM.from_config(seeing(len(tokenizer()))), max_steps=2, save_strategy="no")
 trainer.train()

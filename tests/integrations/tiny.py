@@ -1,4 +1,6 @@
-"""A tiny model and tokenizer, made on the spot and kept where `from_pretrained` finds them, and a reward."""
+"""A tiny model and tokenizer, made on the spot and kept where `from_pretrained` finds them, a reward, and
+the settings of a short `PPOTrainer` run. Needs no `datasets`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainingArguments
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments
 
+from adaptive_warmup.integrations.ppo_trainer import PPOConfig
 from adaptive_warmup.ppo.tasks.tokenizer import train_tokenizer
 
 # The setting, by its older name where transformers has not got the newer one yet.
@@ -44,3 +47,25 @@ def model(kind: type[Any] = Qwen2ForCausalLM) -> nn.Module:
 def low_bytes(completion_ids: list[list[int]], **_: Any) -> list[float]:
     """A reward: the share of tokens from the lower half of the vocabulary."""
     return [sum(token < 132 for token in ids) / len(ids) for ids in completion_ids]
+
+
+def settings(folder: Path | str, **arguments: Any) -> PPOConfig:
+    plain: dict[str, Any] = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 6,
+        "learning_rate": 1e-2,
+        "value_learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return PPOConfig(str(folder), **{**plain, **arguments})
+
+
+def logged(trainer: Trainer, name: str) -> list[float]:
+    return [logs[name] for logs in trainer.state.log_history if name in logs]
