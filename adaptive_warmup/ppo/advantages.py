@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adaptive_warmup.ppo.losses import Total, k1, masked_mean, own
+from adaptive_warmup.ppo.losses import Total, k1, masked, masked_mean, own
 
 
 def last_response_token(response_mask_BT: Tensor) -> Tensor:
@@ -31,8 +31,8 @@ def kl_penalised_rewards(
     Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, spread over the tokens. Zero at tokens that the policy did not
     sample: k1 there is no estimate of a KL, and it can be driven below zero to earn reward.
     """
-    penalty_BT = (kl_coef * k1(logprobs_BT, reference_logprobs_BT)).where(response_mask_BT, 0.0)
-    return scores_B.unsqueeze(-1).where(last_response_token(response_mask_BT), 0.0) - penalty_BT
+    penalty_BT = masked(kl_coef * k1(logprobs_BT, reference_logprobs_BT), response_mask_BT)
+    return masked(scores_B.unsqueeze(-1), last_response_token(response_mask_BT)) - penalty_BT
 
 
 def gae(
@@ -49,11 +49,11 @@ def gae(
         mask_B, value_B = response_mask_BT[..., t], values_BT[..., t]
         delta_B = rewards_BT[..., t] + gamma * next_value_B - value_B
         advantage_B = delta_B + gamma * lam * next_advantage_B
-        backwards.append(advantage_B.where(mask_B, 0.0))
+        backwards.append(advantage_B)
         next_value_B = value_B.where(mask_B, next_value_B)
         next_advantage_B = advantage_B.where(mask_B, next_advantage_B)
-    advantages_BT = torch.stack(backwards[::-1], dim=-1)
-    return advantages_BT, advantages_BT + values_BT.where(response_mask_BT, 0.0)
+    advantages_BT = masked(torch.stack(backwards[::-1], dim=-1), response_mask_BT)
+    return advantages_BT, advantages_BT + masked(values_BT, response_mask_BT)
 
 
 def whiten(values_BT: Tensor, mask_BT: Tensor, total: Total = own, shift: bool = True) -> Tensor:
@@ -65,4 +65,4 @@ def whiten(values_BT: Tensor, mask_BT: Tensor, total: Total = own, shift: bool =
     centred_BT = values_BT - mean
     variance = masked_mean(centred_BT.square(), mask_BT, total)
     scaled_BT = centred_BT * (variance + 1e-8 + (1e-5 * mean).square()).rsqrt()  # the last: a large mean's rounding
-    return (scaled_BT if shift else scaled_BT + mean).where(mask_BT, 0.0)
+    return masked(scaled_BT if shift else scaled_BT + mean, mask_BT)

@@ -41,14 +41,19 @@ def k3(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
     return log_r.expm1() - log_r  # expm1: near r = 1 the plain form loses every digit
 
 
+def masked(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` where `mask` is True, else 0. No `where` with a number: on a GPU that copies it there, and waits."""
+    return values.masked_fill(~mask, 0.0)
+
+
 def masked_mean(values: Tensor, mask: Tensor, total: Total = own) -> Tensor:
     """The mean of `values` where `mask` is True, over all dimensions; 0 where the mask is empty."""
-    return total(values.where(mask, 0.0).sum()) / total(mask.sum()).clamp(min=1)
+    return total(masked(values, mask).sum()) / total(mask.sum()).clamp(min=1)
 
 
 def ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """The importance ratio of each token, 1 off the mask: what overflows there would make NaN of every gradient."""
-    return (logprobs_BT - old_logprobs_BT).where(mask_BT, 0.0).exp()
+    return masked(logprobs_BT - old_logprobs_BT, mask_BT).exp()
 
 
 def policy_loss(

@@ -20,6 +20,7 @@ from adaptive_warmup.ppo.losses import (
     k1,
     k2,
     k3,
+    masked,
     masked_mean,
     own,
     policy_loss,
@@ -101,7 +102,7 @@ def mini_batch_losses(config: PPOConfig, model: ActorCritic, batch: Batch) -> tu
     if config.entropy_coef:
         loss = loss - config.entropy_coef * mean_entropy
     if config.kl_in == "loss":
-        pair = (logprobs_BT.where(mask_BT, 0.0) for logprobs_BT in (now.logprobs_BT, batch.reference_logprobs_BT))
+        pair = (masked(logprobs_BT, mask_BT) for logprobs_BT in (now.logprobs_BT, batch.reference_logprobs_BT))
         loss = loss + config.kl_coef * masked_mean(k3(*pair), mask_BT)
     critic_loss = value_loss(now.values_BT, batch.old_values_BT, batch.returns_BT, mask_BT, config.value_clip_range)
     with torch.no_grad():
@@ -133,12 +134,12 @@ def rollout_metrics(config: PPOConfig, scores_B: Tensor, batch: Batch, total: To
     mask_BT, old_BT = batch.response_mask_BT, batch.old_logprobs_BT
     unforeseen_BT = batch.returns_BT - batch.old_values_BT
     tokens_3BT = torch.stack([k1(old_BT, batch.reference_logprobs_BT), batch.returns_BT, unforeseen_BT])
-    counts = scores_B.new_tensor(len(scores_B)), scores_B.sum(), -old_BT.where(mask_BT, 0.0).sum(), mask_BT.sum()
-    sums = total(torch.cat([tokens_3BT.where(mask_BT, 0.0).sum((-2, -1)), torch.stack(counts)]))
+    counts = scores_B.new_tensor(len(scores_B)), scores_B.sum(), -masked(old_BT, mask_BT).sum(), mask_BT.sum()
+    sums = total(torch.cat([masked(tokens_3BT, mask_BT).sum((-2, -1)), torch.stack(counts)]))
     score, surprise, length, kl = (sums[[4, 5, 6, 0]] / sums[3]).unbind()
     reference_kl, *centres = (sums[:3] / sums[6].clamp(min=1)).unbind()
     centred_2BT = tokens_3BT[1:] - torch.stack(centres)[:, None, None]
-    spread, unexplained = total(centred_2BT.where(mask_BT, 0.0).square().sum((-2, -1))).unbind()
+    spread, unexplained = total(masked(centred_2BT, mask_BT).square().sum((-2, -1))).unbind()
     least = sums[6] * _ROUNDING**2 * (1.0 + centres[0].square())
     kl_reward = -config.kl_coef * kl if config.kl_in == "reward" else torch.zeros_like(kl)
     return {
@@ -148,7 +149,7 @@ def rollout_metrics(config: PPOConfig, scores_B: Tensor, batch: Batch, total: To
         "objective/rlhf_reward": score + kl_reward,
         "objective/entropy": surprise,
         "policy/reference_kl": reference_kl,
-        "value/explained_variance": (1 - unexplained / spread).where(spread > least, 0.0),
+        "value/explained_variance": masked(1 - unexplained / spread, spread > least),
         "response_length": length,
     }
 

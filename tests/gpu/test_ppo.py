@@ -15,7 +15,9 @@ from torch import Tensor
 
 from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.ppo import METRICS, PPO, PPOConfig, ValueHead, rollout
-from tests.gpu.device import CPU, DEVICE, needs_cuda
+from adaptive_warmup.ppo.advantages import gae, kl_penalised_rewards, whiten
+from adaptive_warmup.ppo.losses import clip_fraction, policy_loss, value_loss
+from tests.gpu.device import CPU, DEVICE, needs_cuda, no_waits
 
 SMALL: dict[str, Any] = {"batch_size": 16, "mini_batches": 2, "max_response_tokens": 12, "learning_rate": 1e-3}
 
@@ -135,3 +137,20 @@ def test_where_the_device_is_torchs_default(make: Callable[..., PPO], determinis
     ppo = make()
     with torch.device(DEVICE):
         assert ppo.step() == plain
+
+
+@needs_cuda
+def test_advantages_and_losses_wait_for_nothing() -> None:
+    """A wait for each token is what `where` with a number came to."""
+    old, now, reference, values, later = torch.randn(5, 4, 16, device=DEVICE).unbind()
+    scores, mask = torch.randn(4, device=DEVICE), torch.rand(4, 16, device=DEVICE) < 0.7
+    now, later = now.requires_grad_(), later.requires_grad_()
+    with no_waits():
+        advantages, returns = gae(kl_penalised_rewards(scores, old, reference, mask, 0.1), values, mask, 0.9, 0.95)
+        surrogate = now, old, whiten(advantages, mask), mask, 0.2
+        (policy_loss(*surrogate) + value_loss(later, values, returns, mask, 0.2)).backward()
+        skipped = clip_fraction(*surrogate)
+    assert now.grad is not None
+    assert later.grad is not None
+    assert torch.isfinite(now.grad).all()
+    assert 0.0 < float(skipped) < 1.0
