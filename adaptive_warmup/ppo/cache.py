@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, cast
 
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+
+def cache_name(policy: PreTrainedModel) -> str:
+    """What the policy's forward calls its cache: `cache` since transformers 5.24, `past_key_values` before.
+
+    By the wrong name a forward that takes any keyword would begin anew at each token, and not say so.
+    """
+    model = getattr(policy, "get_base_model", lambda: policy)()  # PEFT's wrapper hides the names
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def keeps_keys(cache: Any) -> bool:
+    """False where there is no cache, and for one of states alone, as Mamba's is since transformers 5.24.
+
+    Such a state has read the padding, too, unless the mask is given in the model's own way.
+    """
+    layers = getattr(cache, "layers", None)
+    return cache is not None and (not layers or any(hasattr(layer, "keys") for layer in layers))
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adaptive_warmup.ppo.cache import make_room
+from adaptive_warmup.ppo.cache import cache_name, keeps_keys, make_room
 from adaptive_warmup.ppo.dialogue import Dialogue, Episode
 from adaptive_warmup.ppo.environment import Environment, Problem, Turns
 from adaptive_warmup.ppo.model import ValueHead, position_ids
@@ -184,7 +184,7 @@ def _write(
     # Rows that are done go on reading padding: nobody looks at what they compute, so the mask need not know.
     mask_BS = torch.nn.functional.pad(prompt_mask_BP, (0, max_response_tokens), value=1)
     positions_BS = position_ids(mask_BS)
-    input_ids, cache, start = prompt_ids_BP, None, 0
+    input_ids, cache, name, start = prompt_ids_BP, None, cache_name(policy), 0
     logprobs: list[Tensor] = []
     values: list[Tensor] = []
     for end in range(prompt_ids_BP.shape[1], mask_BS.shape[1]):
@@ -192,13 +192,14 @@ def _write(
             input_ids=input_ids,
             attention_mask=mask_BS[:, :end],
             position_ids=positions_BS[:, start:end],
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
             output_hidden_states=value_head is not None,
+            **{name: cache},
         )
-        if getattr(output, "past_key_values", None) is None:
-            raise ValueError(f"{type(policy).__name__} keeps no past_key_values: give a policy with a KV cache")
+        held = getattr(output, name, None)
+        if not keeps_keys(held):
+            raise ValueError(f"{type(policy).__name__} keeps no keys in its cache: give a policy with attention")
         if value_head is not None:
             values.append(value_head(output.hidden_states[-1][:, -1:]))
         sampled_B, logprobs_B = _sample(output.logits[:, -1], temperature, generator)
@@ -208,8 +209,8 @@ def _write(
             break
         input_ids = torch.tensor(next_B, device=policy.device).unsqueeze(1)
         if cache is None:
-            make_room(output.past_key_values, mask_BS.shape[1])
-        cache, start = output.past_key_values, end
+            make_room(held, mask_BS.shape[1])
+        cache, start = held, end
     if output.logits.dtype != torch.float32:
         return None, None
     return torch.stack(logprobs, dim=1), torch.cat(values, dim=1) if values else None

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GenerationConfig, LlamaConfig, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from adaptive_warmup.ppo import ActorCritic, Problem, ValueHead, response_logprobs, rollout
 
@@ -122,6 +131,22 @@ def test_logits_under_the_cache_are_those_of_a_full_forward(kind, tokenizer, mak
     assert (episodes.attention_mask_BS[:, 0] == 0).any()  # there is left padding
     assert (written & ~episodes.response_mask_BT).any()  # and there are inserted tokens
     torch.testing.assert_close(cached[written], full[written], atol=1e-5, rtol=0)
+
+
+def test_the_cache_goes_by_the_name_that_the_policy_gives_it_under_an_adapter_too(tokenizer, make_policy, tool_task):
+    peft = pytest.importorskip("peft")
+    found = []
+    for wrap in (lambda policy: policy, lambda policy: peft.get_peft_model(policy, peft.LoraConfig(r=2))):
+        policy = wrap(make_policy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # of transformers, at a name of old
+            found.append(
+                rollout(
+                    policy, tokenizer, tool_task, tool_task.sample(4, 0), max_response_tokens=9, generator=generator()
+                )
+            )
+    assert found[0].responses == found[1].responses
+    torch.testing.assert_close(found[0].logprobs_BT, found[1].logprobs_BT)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -247,9 +272,11 @@ def test_errors_quote_the_value_and_the_remedy(tokenizer, make_policy, copy_task
 
 def test_a_policy_without_a_cache_and_an_empty_stop_are_refused(tokenizer, make_policy, copy_task):
     arguments = {"max_response_tokens": 3, "generator": generator()}
-    mamba = MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, state_size=4))
-    with pytest.raises(ValueError, match="MambaForCausalLM keeps no past_key_values"):
-        rollout(mamba, tokenizer, copy_task, copy_task.sample(2, 0), **arguments)
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    second = Mamba2Config(**shape, num_heads=4, head_dim=8, n_groups=1)
+    for mamba in (MambaForCausalLM(MambaConfig(**shape)), Mamba2ForCausalLM(second)):
+        with pytest.raises(ValueError, match=f"{type(mamba).__name__} keeps no keys in its cache"):
+            rollout(mamba, tokenizer, copy_task, copy_task.sample(2, 0), **arguments)
     copy_task.stops = ("",)
     with pytest.raises(ValueError, match="have an empty one"):
         rollout(make_policy(), tokenizer, copy_task, copy_task.sample(2, 0), **arguments)
