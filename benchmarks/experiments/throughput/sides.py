@@ -131,8 +131,10 @@ def bare(epochs: int, folder: str) -> Times:
 
     from adaptive_warmup.ppo import ValueModel, gae, kl_penalised_rewards, policy_loss, response_logprobs, value_loss
     from adaptive_warmup.ppo import whiten as whitened
+    from adaptive_warmup.ppo.cache import cache_name
 
     policy = GPT2LMHeadModel(shape()).eval()
+    name = cache_name(policy)
     reference, critic = copy.deepcopy(policy), ValueModel.copy_of(policy).eval()
     parameters = [*policy.parameters(), *critic.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LR, fused=True)
@@ -144,7 +146,7 @@ def bare(epochs: int, folder: str) -> Times:
         inputs, chosen = ids, []
         with torch.no_grad():
             for _ in range(RESPONSE):
-                out = policy(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                out = policy(input_ids=inputs, use_cache=True, logits_to_keep=1, **{name: cache})
                 chances = out.logits[:, -1].softmax(-1)
                 inputs = torch.multinomial(chances, 1)
                 chosen.append(chances.gather(-1, inputs).log())
