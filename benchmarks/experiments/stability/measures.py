@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, mannwhitneyu, trim_mean
+from scipy.stats import binomtest, mannwhitneyu
 
 WINDOW = 10  # steps over which a score is smoothed
 LAST = 20  # steps that count as the end of a run
@@ -65,8 +65,10 @@ def outcome(scores: np.ndarray, ln_rates: np.ndarray, evaluation: float, started
 
 
 def iqm(values: Sequence[float] | np.ndarray) -> float:
-    """The mean of the middle half."""
-    return float(trim_mean(np.asarray(values, dtype=float), 0.25))
+    """The mean of the middle half. scipy's `trim_mean` looks its arguments over for longer than all of this takes."""
+    ordered = np.sort(np.asarray(values, dtype=float))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
 
 
 Strata = Mapping[object, Sequence[float]]
