@@ -280,6 +280,13 @@ def test_areas_are_compared_on_the_seeds_that_both_have() -> None:
     assert sorted((run.arm, run.seed) for run in fair.runs) == [("ours", 0), ("ratio 0.1", 0)]
 
 
+def test_the_best_is_that_of_a_cell_and_not_of_its_luckiest_run() -> None:
+    early, late = np.r_[np.ones(30), np.zeros(30)], np.r_[np.zeros(30), np.ones(30)]
+    runs = [one("ours", early), one("ours", late, seed=1), one("rsl_rl", np.full(60, 0.7)), one("ours", early, "search")]
+    assert Table(runs).best("chain_sum") == pytest.approx(0.7)
+    assert Table(runs[:2]).best("chain_sum") == pytest.approx(0.5)
+
+
 def test_what_a_run_could_tell_of_two_targets() -> None:
     noise = np.tile([0.05, -0.05], 100)
     safe = [one("ratio 0", np.ones(200)), one("ratio 0", np.zeros(200), peak=3e-3)]
