@@ -282,9 +282,9 @@ def test_areas_are_compared_on_the_seeds_that_both_have() -> None:
 
 def test_the_best_is_that_of_a_cell_and_not_of_its_luckiest_run() -> None:
     early, late = np.r_[np.ones(30), np.zeros(30)], np.r_[np.zeros(30), np.ones(30)]
-    runs = [one("ours", early), one("ours", late, seed=1), one("rsl_rl", np.full(60, 0.7)), one("ours", early, "search")]
-    assert Table(runs).best("chain_sum") == pytest.approx(0.7)
-    assert Table(runs[:2]).best("chain_sum") == pytest.approx(0.5)
+    pair = [one("ours", early), one("ours", late, seed=1), one("ours", early, "search")]
+    assert Table(pair).best("chain_sum") == pytest.approx(0.5)
+    assert Table([*pair, one("rsl_rl", np.full(60, 0.7))]).best("chain_sum") == pytest.approx(0.7)
 
 
 def test_what_a_run_could_tell_of_two_targets() -> None:
