@@ -1,4 +1,4 @@
-"""A key-value cache with room for a whole episode."""
+"""A policy's key-value cache: what it is called, whether it is one, and room in it for a whole episode."""
 
 from __future__ import annotations
 
