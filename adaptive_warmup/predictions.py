@@ -77,7 +77,7 @@ def predictions(model: nn.Module, part: Excerpt) -> Tensor:
     model = _bare(model)
     extra = {"use_cache": False, "logits_to_keep": part.positions_P}
     with _undisturbed(model, part.positions_P.device):
-        output = model(**part.inputs, **{name: extra[name] for name in extra.keys() & set(_parameters(model))})
+        output = model(**part.inputs, **{name: extra[name] for name in extra.keys() & set(forward_names(model))})
     logits = _logits(output)
     if logits is None or logits.dim() != 3 or logits.shape[-1] < 2:
         found = "none" if logits is None else f"of shape {list(logits.shape)}"
@@ -102,7 +102,15 @@ def divergence(before_RPV: Tensor, after_RPV: Tensor, counted_RP: Tensor) -> tup
 
 def first_input(model: nn.Module) -> str:
     """The name of the first argument of the model's forward."""
-    return _parameters(_bare(model))[0]
+    return forward_names(model)[0]
+
+
+def forward_names(model: nn.Module) -> list[str]:
+    """The names of the arguments of the model's forward, in order."""
+    inner: Any = _bare(model)
+    if hasattr(inner, "get_base_model"):  # peft's own forward takes anything, and passes it on
+        inner = inner.get_base_model()
+    return list(inspect.signature(inner.forward).parameters)
 
 
 def _lead(batch: Mapping[str, Any]) -> Tensor | None:
@@ -149,13 +157,6 @@ def _bare(model: nn.Module) -> nn.Module:
             model = model.get_submodule("_orig_mod")
         else:
             return model
-
-
-def _parameters(model: nn.Module) -> list[str]:
-    inner: Any = model
-    if hasattr(inner, "get_base_model"):  # peft's own forward takes anything, and passes it on
-        inner = inner.get_base_model()
-    return list(inspect.signature(inner.forward).parameters)
 
 
 def _logits(output: Any) -> Tensor | None:

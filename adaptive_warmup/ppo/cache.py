@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+from adaptive_warmup.predictions import forward_names
 
 
 def cache_name(policy: PreTrainedModel) -> str:
@@ -15,8 +16,7 @@ def cache_name(policy: PreTrainedModel) -> str:
 
     By the wrong name a forward that takes any keyword would begin anew at each token, and not say so.
     """
-    model = getattr(policy, "get_base_model", lambda: policy)()  # PEFT's wrapper hides the names
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return "cache" if "cache" in forward_names(policy) else "past_key_values"
 
 
 def keeps_keys(cache: Any) -> bool:

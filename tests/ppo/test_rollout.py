@@ -135,18 +135,15 @@ def test_logits_under_the_cache_are_those_of_a_full_forward(kind, tokenizer, mak
 
 def test_the_cache_goes_by_the_name_that_the_policy_gives_it_under_an_adapter_too(tokenizer, make_policy, tool_task):
     peft = pytest.importorskip("peft")
-    found = []
-    for wrap in (lambda policy: policy, lambda policy: peft.get_peft_model(policy, peft.LoraConfig(r=2))):
-        policy = wrap(make_policy())
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", FutureWarning)  # of transformers, at a name of old
-            found.append(
-                rollout(
-                    policy, tokenizer, tool_task, tool_task.sample(4, 0), max_response_tokens=9, generator=generator()
-                )
-            )
-    assert found[0].responses == found[1].responses
-    torch.testing.assert_close(found[0].logprobs_BT, found[1].logprobs_BT)
+    problems, policies = tool_task.sample(4, 0), (make_policy(), peft.get_peft_model(make_policy(), peft.LoraConfig()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # of transformers, at a name of old
+        bare, adapted = (
+            rollout(policy, tokenizer, tool_task, problems, max_response_tokens=9, generator=generator())
+            for policy in policies
+        )
+    assert bare.responses == adapted.responses
+    torch.testing.assert_close(bare.logprobs_BT, adapted.logprobs_BT)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from adaptive_warmup.ppo.advantages import gae, kl_penalised_rewards, whiten
-from adaptive_warmup.ppo.losses import clip_fraction, k1, k2, k3, masked_mean, policy_loss, value_loss
+from adaptive_warmup.ppo.losses import clip_fraction, k1, k2, k3, masked, masked_mean, policy_loss, value_loss
 from benchmarks.experiments.stability.network import Shape, Weights, hidden, logits, values
 from benchmarks.experiments.stability.rollout import Episodes, Sampler
 from benchmarks.experiments.stability.worlds import EVALUATION, POOL, World
@@ -84,7 +84,7 @@ class Runs:
         with torch.no_grad():
             after = self._predict(self.weights, *inputs)[0]
             mean = vmap(masked_mean)
-            reference_kl = k1(old, frozen).where(mask_RBT, 0.0)
+            reference_kl = masked(k1(old, frozen), mask_RBT)
             metrics = {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
             metrics |= {
                 "kl": mean(k3(old, after), mask_RBT),
@@ -142,9 +142,9 @@ class Runs:
                 clip(clipped_RW[run].copy_(gradient_RW[run]))
         with torch.no_grad():
             self.update_RW.zero_()
-            self.update_RW.grad = clipped_RW.where(finite_R1, 0.0)
+            self.update_RW.grad = masked(clipped_RW, finite_R1)
             self.optimizer.step()
-            self.flat_RW += (self.update_RW * rates_R.unsqueeze(1)).where(finite_R1, 0.0)
+            self.flat_RW += masked(self.update_RW * rates_R.unsqueeze(1), finite_R1)
             return {
                 "grad_norm": norms_R,
                 "loss": loss_R,
