@@ -385,6 +385,6 @@ def test_a_critic_of_a_policy_whose_text_model_lies_within() -> None:
         seeing(40),
         OPTConfig(**opt, word_embed_proj_dim=16, max_position_embeddings=32),
     ):
-        critic = ValueModel.copy_of(AutoModelForCausalLM.from_config(config))
+        critic = ValueModel.copy_of(AutoModelForCausalLM.from_config(config)).eval()
         ids = torch.tensor([[3, 4, 5, 6]])
         assert critic(ids, torch.ones_like(ids), 2).tolist() == [[0.0, 0.0]]
