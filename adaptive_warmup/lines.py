@@ -20,6 +20,12 @@ class Notes:
     def __init__(self) -> None:
         self._places: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
+        self._examples: dict[str, str] = {}
+
+    def example(self, what: str, value: object, place: str) -> None:
+        """Note one case of a value; the first of a kind is quoted."""
+        self._examples.setdefault(what, f"{str(value)[:40]!r}")
+        self.add(what, place)
 
     def add(self, what: str, place: str = "") -> None:
         """Note one case; again the same `what` at the same place is one case."""
@@ -39,7 +45,8 @@ class Notes:
     def _sentence(self, what: str, places: list[str]) -> str:
         more = self._counts[what] - len(places)
         where = ", ".join(places) + (f" and {more} more" if places and more else "")
-        return f"{where}: {what}" if where else what
+        said = f"{what}: {self._examples[what]}" if what in self._examples else what
+        return f"{where}: {said}" if where else said
 
 
 class Line(NamedTuple):

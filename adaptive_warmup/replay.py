@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from adaptive_warmup import controller
 from adaptive_warmup.alarms import is_finite
 from adaptive_warmup.controller import Config, Decision, State
-from adaptive_warmup.readers import Past
+from adaptive_warmup.readers import FACTOR, Past
 from adaptive_warmup.signals import NAMES, Signals
 
 MUCH = 2.0  # times, between two lrs: a factor of 4 in KL
@@ -47,16 +47,20 @@ class Rates:
         used: per row the lr that the run used, as a share of the peak; NaN where unknown.
         warmup_steps: of the run's own linear warmup, in its steps; None where the lr does not begin by rising.
         unfinished: whether the lr was still rising when the log ends, so that the peak may be higher.
+        factor: per row that of the run's warmup, where the log tells: a decision log does.
     """
 
     peak: float | None
     used: NDArray[np.float64]
     warmup_steps: int | None = None
     unfinished: bool = False
+    factor: NDArray[np.float64] | None = None
 
     @property
     def own(self) -> NDArray[np.float64]:
-        """Per row the run's own warmup factor: the share of the peak until it is there, and 1 from then on."""
+        """Per row the run's own warmup factor; where nothing tells, the share of the peak until it is there, then 1."""
+        if self.factor is not None:
+            return self.factor
         top = np.flatnonzero(self.used >= _PEAK)
         after = np.arange(len(self.used)) >= (top[0] if len(top) else len(self.used))
         return np.where(after & ~np.isnan(self.used), 1.0, self.used)
@@ -121,6 +125,9 @@ def setup(
         ValueError: a setting out of its range, or an lr below that in the log.
     """
     rates = _rates(past, lr, warmup_steps)
+    if base:  # a warmup that adapted has no slope to be seen, and its lr is no schedule's
+        own = base.warmup_steps * past.every if base.law == "linear" else None
+        rates = replace(rates, warmup_steps=own, factor=past.columns[FACTOR].values)
     span = int(past.steps[-1] - past.steps[0]) + past.every
     found = base.warmup_steps * past.every if base else rates.warmup_steps
     nominal = warmup_steps or found or max(round(_RATIO * span), 1)

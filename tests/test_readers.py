@@ -21,6 +21,7 @@ from transformers import Trainer, TrainingArguments
 from adaptive_warmup import Config, Regulator
 from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.readers import Found, keys, read
+from adaptive_warmup.readers.unfit import UNFIT, unfit
 from adaptive_warmup.signals import NAMES
 from tests.integrations.trainers import Line, rows
 
@@ -281,9 +282,9 @@ def test_the_entropy_loss_of_stable_baselines_is_minus_the_entropy(tmp_path: Pat
 @pytest.mark.parametrize("mapping", [{}, {"mine": "kl:in_loop"}])
 def test_the_table_names_known_signals_and_no_key_twice(mapping: dict[str, str]) -> None:
     table = keys.table(mapping)
-    assert {key.signal for key in table.values()} <= {*NAMES, "lr"}
+    assert {key.signal for key in table.values()} <= {*NAMES, "lr", keys.FACTOR}
     assert len({key.name for key in keys.KEYS}) == len(keys.KEYS)
-    assert not any(keys.unfit(name) is None for name, _ in keys.UNFIT if name.isidentifier())
+    assert not any(unfit(name) is None for name, _ in UNFIT if name.isidentifier())
 
 
 # --- W&B ---
@@ -445,7 +446,7 @@ def test_rows_of_one_step_are_one_step(tmp_path: Path) -> None:
 
 CUT = {
     "a.jsonl": (['{"step": 1, "loss": 0.5}', '{"step": 2, "loss": 0.5}', '{"step": 3, "lo'], "line 3: the file breaks"),
-    "a.csv": (["step,loss,entropy", "1,0.5,1.0", "2,0.5,1.0", "3,0.5"], "line 4: the header names 3 columns"),
+    "a.csv": (["step,loss,entropy", "1,0.5,1.0", "2,0.5,1.0", "3,0.5"], "line 4: the file breaks"),
     "a.log": (["step:1 - loss:0.5", "step:2 - loss:0.5", "step:3 - loss:0."], "line 3: the file breaks off here"),
 }
 
@@ -471,8 +472,8 @@ def test_damaged_lines_are_counted_and_the_rest_is_used(tmp_path: Path) -> None:
     assert len(found.past.steps) == 13
     assert found.notes == [
         "line 4, line 6, line 8 and 2 more: no whole JSON object, left out",
-        "line 16: step 1.5 is no whole number, left out",
-        "line 17: loss is 'high', no number; left out",
+        "line 16: step is no whole number, left out: '1.5'",
+        "line 17: loss is no number, left out: 'high'",
     ]
 
 

@@ -6,6 +6,7 @@ A format has a `NAME`, `recognises(path, head)`, given the first lines of a file
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import NamedTuple, Protocol
 from adaptive_warmup.lines import Notes, lines
 from adaptive_warmup.readers import console, decision_log, event_files, json_document, json_lines, table, wandb_run
 from adaptive_warmup.readers.collect import Collector
+from adaptive_warmup.readers.keys import FACTOR
 from adaptive_warmup.readers.past import Column, Past, Taken
 from adaptive_warmup.readers.rows import Row
 
-__all__ = ["FORMATS", "Column", "Found", "Past", "Taken", "read"]
+__all__ = ["FACTOR", "FORMATS", "Column", "Found", "Past", "Taken", "read"]
 
 
 class Format(Protocol):
@@ -34,6 +36,14 @@ class Format(Protocol):
         ...
 
 
+# What a file begins with that is no text of ours, and what to do.
+_OTHERWISE = {
+    b"\x1f\x8b": ("compressed", "gunzip it"),
+    b"\x28\xb5\x2f\xfd": ("compressed", "unzstd it"),
+    b"PK\x03\x04": ("an archive", "unzip it"),
+    b"\xff\xfe": ("in UTF-16", "convert it to UTF-8"),
+    b"\xfe\xff": ("in UTF-16", "convert it to UTF-8"),
+}
 FORMATS: tuple[Format, ...] = (event_files, wandb_run, decision_log, json_lines, json_document, console, table)
 
 
@@ -58,12 +68,13 @@ def read(path: Path, mapping: Mapping[str, str] | None = None) -> Found:
 
     Args:
         path: a log, or the folder of one run: TensorBoard's, W&B's, or a Trainer's with `trainer_state.json` in it.
-        mapping: further keys, by signal (`lr`, a name of `Signals`, or `kl:` and a kl_source).
+        mapping: the signals of further keys (`lr`, a name of `Signals`, or `kl:` and a kl_source).
 
     Raises:
         FileNotFoundError: nothing is there.
         ImportError: the format needs a package that is not installed.
-        TypeError, ValueError: an unknown signal in `mapping`; no format that we know; no step; no key that is known.
+        TypeError, ValueError: an unknown signal in `mapping`, or a key that is not there; a pipe; something compressed;
+            no format that we know; no step; no key that is known.
     """
     path = _inside(path)
     notes = Notes()
@@ -74,9 +85,11 @@ def read(path: Path, mapping: Mapping[str, str] | None = None) -> Found:
         seen += 1
         if not collector.add(row):
             break
+    if missing := set(mapping or {}) - collector.known():
+        raise ValueError(f"{path}: {_unmapped(sorted(missing), collector.names())}")
     past = collector.past()
     if past is None:
-        raise ValueError(f"{path}: {_nothing(chosen, seen, collector.names())}{_also(notes)}")
+        raise ValueError(f"{path}: {_nothing(chosen, seen, collector)}{_also(notes)}")
     return Found(path, chosen, past, notes.sentences())
 
 
@@ -85,6 +98,8 @@ def _inside(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder.")
     if not path.is_dir():
+        if not path.is_file():  # it is opened more than once
+            raise ValueError(f"{path} is a pipe, or a device: write it to a file first.")
         return path
     state = path / "trainer_state.json"
     if state.exists() or event_files.recognises(path, []) or wandb_run.recognises(path, []):
@@ -97,13 +112,25 @@ def _inside(path: Path) -> Path:
 
 
 def _format(path: Path) -> Format:
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(4)
+        if not start:
+            raise ValueError(f"{path} is empty: the run has logged nothing.")
+        for mark, (what, remedy) in _OTHERWISE.items():
+            if start.startswith(mark):
+                raise ValueError(f"{path} is {what}: {remedy} first.")
     head = [] if path.is_dir() else [line.text for line in islice(lines(path, Notes()), 20)]
-    if path.is_file() and path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty: the run has logged nothing.")
     return next((one for one in FORMATS if one.recognises(path, head)), console)
 
 
-def _nothing(chosen: Format, seen: int, names: list[str]) -> str:
+def _unmapped(keys: list[str], names: list[str]) -> str:
+    near = difflib.get_close_matches(keys[0], names, cutoff=0.5) or names[:20]
+    return f"--map {keys[0]}=...: there is no such key. There are {', '.join(near) or 'none at all'}."
+
+
+def _nothing(chosen: Format, seen: int, collector: Collector) -> str:
+    names = collector.names()
     if not seen and chosen is console:
         return (
             "no format that is known: no decision log, trainer_state.json, event file, W&B run, JSON lines, CSV, nor a"
@@ -111,6 +138,8 @@ def _nothing(chosen: Format, seen: int, names: list[str]) -> str:
         )
     if not seen or not names:
         return f"read as {chosen.NAME}, it holds no step: has the run logged anything?"
+    if silent := collector.silent():
+        return f"known, but without a number (with a point, not a comma), are {', '.join(silent[:20])}."
     listed = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
     return f"none of its keys is known: {listed}. Say which is what: --map 'KEY=SIGNAL'."
 

@@ -10,8 +10,9 @@ from typing import Any
 from adaptive_warmup import controller, history
 from adaptive_warmup.controller import Config, State
 from adaptive_warmup.lines import Notes
+from adaptive_warmup.readers.keys import FACTOR
 from adaptive_warmup.readers.rows import Row
-from adaptive_warmup.signals import Signals
+from adaptive_warmup.signals import NAMES, Signals
 
 NAME = "a decision log of adaptive-warmup"
 
@@ -27,16 +28,16 @@ def recognises(path: Path, head: list[str]) -> bool:
 def rows(path: Path, notes: Notes) -> Iterator[Row]:
     """One row for each step, and a note on whether its decisions come out the same."""
     state: State | None = None
-    config, anew, steps, same, late = Config(1), False, 0, 0, 0
+    config, factor, anew, steps, same, late = Config(1), 0.0, False, 0, 0, 0
     for item in history.items(path, notes):
         if isinstance(item, history.Start):
-            config, state, anew = item.config, item.state, True
+            config, state, factor, anew = item.config, item.state, item.state.factor, True
         elif state and "next" in item.content:
             step = item.content
             state, decision = controller.step(config, state, Signals(**step["signals"]))
             steps, same, late = steps + 1, same + (decision.factor == step["next"]), late + ("kl_lr" in step["signals"])
-            yield Row(step["step"], "step", _values(step), item.place, anew)
-            anew = False
+            yield Row(step["step"], "step", {f"signals/{FACTOR}": factor, **_values(step)}, item.place, anew)
+            factor, anew = step["next"], False
     notes.add(f"with the settings in the log, {same} of its {steps} decisions come out the same")
     if late:
         notes.add(f"{late} KLs came in a later step than the one that they are of; left out")
@@ -63,7 +64,7 @@ def settings(path: Path) -> tuple[Config, float | None]:
 
 
 def _values(step: dict[str, Any]) -> dict[str, object]:
-    signals = {f"signals/{name}": value for name, value in step["signals"].items() if name != "kl_source"}
+    signals = {f"signals/{name}": value for name, value in step["signals"].items() if name in NAMES}
     kl = signals.pop("signals/kl", None)
     if kl is not None and "kl_lr" not in step["signals"]:  # a row has one lr, and that is not a late KL's
         signals[f"signals/kl:{step['signals'].get('kl_source', 'post_update')}"] = kl

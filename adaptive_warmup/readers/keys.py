@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from adaptive_warmup.signals import KL_SOURCES, NAMES, KLSource, check_name, check_source
+from adaptive_warmup.signals import KL_SOURCES, NAMES, KLSource, check_name, check_source, is_source
 
 
 class Key(NamedTuple):
@@ -27,7 +27,7 @@ class Key(NamedTuple):
         host: who logs it.
         scale: times this it has our unit and sign.
         source: how the KL was measured.
-        ahead: what is logged at a step is used in the next one.
+        ahead: what is logged at a step is used in the next one, unless the log begins at 0: no run comes back to that.
         trainers: the classes of transformers, TRL 1.16 and ours that report it so while they run.
     """
 
@@ -77,9 +77,13 @@ _SUM = "mean over sequences of the sum over a sequence, signed, in units of rewa
 _SCORE = "mean score, without the KL"
 _IN_LOOP = f"{_PER_TOKEN}, read in the loop before each mini-batch's update"
 _PRE_CLIP = "L2, before clipping"
+_WHOLE_FROM_FOUR = "with less than four epochs it reads too low: --map 'approx_kl=kl:in_loop'"
 _VERL, _OLD_VERL, _SEARCH_R1 = "verl", "verl of 2024", "Search-R1"
 _TRL, _PPO, _OLDEST = "TRL", "TRL's PPO", "TRL's PPO before 0.12"
 _SB3, _OURS, _TRAINER = "Stable-Baselines3", "adaptive_warmup.ppo", "transformers"
+_OWN, _OWN_KL = "adaptive-warmup", "signals/kl:"  # a decision log's
+AHEAD = "logged one step ahead"
+FACTOR = "factor"  # the warmup's own: no signal, but a column that a decision log has
 _GRPO, _RLOO, _ASYNC, _ONLINE = "GRPOTrainer", "RLOOTrainer", "AsyncGRPOTrainer", "OnlineDPOTrainer"
 _WITH_ENTROPY = ("SFTTrainer", "DPOTrainer", "KTOTrainer", _GRPO, _RLOO, _ASYNC)
 _ANY = ("Trainer",)
@@ -87,13 +91,14 @@ _PPO_TRAINER = ("PPOTrainer",)
 
 # Of several keys for one signal, the first that the run has is taken.
 KEYS: tuple[Key, ...] = (
-    *(Key(f"signals/kl:{source}", "kl", _PER_TOKEN, "adaptive-warmup", source=source) for source in KL_SOURCES),
-    *(Key(f"signals/{name}", name, "as in the log", "adaptive-warmup") for name in (*NAMES, "lr") if name != "kl"),
+    *(Key(f"{_OWN_KL}{source}", "kl", _PER_TOKEN, _OWN, source=source) for source in KL_SOURCES),
+    *(Key(f"signals/{name}", name, "as in the log", _OWN) for name in (*NAMES, "lr") if name != "kl"),
+    Key(f"signals/{FACTOR}", FACTOR, "of the warmup, as it was", _OWN),
     Key("policy/kl", "kl", f"k3 after the step's last update, {_PER_TOKEN}", _OURS, trainers=_PPO_TRAINER),
     Key("actor/ppo_kl", "kl", f"k1, {_IN_LOOP}", _VERL, source="in_loop"),
     Key("policy/approxkl_avg", "kl", f"k2, {_IN_LOOP}", _PPO, source="in_loop"),
     Key("ppo/policy/approxkl", "kl", f"k2, {_IN_LOOP}", _OLDEST, source="in_loop"),
-    Key("approx_kl", "kl", "k3, nats per action, read in the loop before each update", _SB3, source="in_loop"),
+    Key("approx_kl", "kl", f"k3, nats per action, of the last epoch; {_WHOLE_FROM_FOUR}", _SB3),
     Key(
         "policy/reference_kl",
         "reference_kl",
@@ -112,8 +117,8 @@ KEYS: tuple[Key, ...] = (
     Key("actor/grad_norm", "grad_norm", _PRE_CLIP, _VERL),
     Key("policy/grad_norm", "grad_norm", _PRE_CLIP, _OURS),
     Key("grad_norm", "grad_norm", _PRE_CLIP, _TRAINER, trainers=_ANY),
-    Key("actor/lr", "lr", "of the policy, logged one step ahead", _VERL, ahead=True),
-    Key("actor/lr(1e-4)", "lr", "of the policy, in units of 1e-4, logged one step ahead", _OLD_VERL, 1e-4, ahead=True),
+    Key("actor/lr", "lr", f"of the policy, {AHEAD}", _VERL, ahead=True),
+    Key("actor/lr(1e-4)", "lr", f"of the policy, in units of 1e-4, {AHEAD}", _OLD_VERL, 1e-4, ahead=True),
     Key("learning_rate", "lr", "that the step used", _TRAINER),
     Key("ppo/learning_rate", "lr", "that the step used", _OLDEST),
     Key("lr", "lr", "that the step used", _PPO),
@@ -177,28 +182,6 @@ FORMULAS: tuple[Formula, ...] = (
     ),
 )
 
-_REFERENCE = "not the size of a policy step: not used for the ceiling"
-_CONTAINS = "the KL is in it: no task reward"
-_CRITIC = "of the value model; the warmup replayed is the policy's"
-
-# Keys that look as if they could serve, and why they do not.
-UNFIT: tuple[tuple[str, str], ...] = (
-    (
-        "kl",
-        "a KL against the reference (k3 in TRL's GRPO, k1 in RLOO; in KTO of mismatched pairs, a sum over a sequence),"
-        f" {_REFERENCE}; if yours is, say --map 'KEY=kl'",
-    ),
-    ("actor/kl_loss", f"k3 against the reference, {_REFERENCE}; it hides the sign"),
-    ("objective/kl", f"k1 against the reference, a sum over a sequence, {_REFERENCE}; per token it needs a length"),
-    ("objective/rlhf_reward", _CONTAINS),
-    ("critic/rewards/mean", f"{_CONTAINS}; less critic/score/mean it gives the KL reward"),
-    ("ppo/mean_non_score_reward", "a mean over tokens; a KL reward is the sum over a sequence"),
-    ("objective/entropy", "minus the log-probabilities summed over a sequence: no entropy per token"),
-    ("(critic/(lr|grad_norm|vf_loss).*)|value_lr|value/grad_norm|loss/value_avg|value_loss", _CRITIC),
-    ("rewards/(chosen|rejected|margins|accuracies)", "of the data, or of the loss: no score of what the policy does"),
-    ("rewards/.*", "a part of the reward; the whole is `reward`"),
-)
-_TELLING = re.compile(r"kl|reward|score|(^|[/_])lr|learning_rate|grad|return", re.IGNORECASE)
 _PREFIXES = (re.compile(r"^train/"), re.compile(r"^.* - (train/)?"))
 
 
@@ -213,6 +196,12 @@ def table(mapping: Mapping[str, str]) -> dict[str, Key]:
     return mine | {key.name: key for key in KEYS if key.name not in mine}
 
 
+def counted(name: str) -> Key | None:
+    """The key of a KL in our log whose source says how many updates it was taken over, such as `in_loop:4x2`."""
+    source = name.removeprefix(_OWN_KL)
+    return Key(name, "kl", _PER_TOKEN, _OWN, source=source) if source != name and is_source(source) else None
+
+
 def needed() -> frozenset[str]:
     """The keys that serve only together with others."""
     return frozenset(name for one in DERIVED for name in (one.first, one.second))
@@ -222,15 +211,6 @@ def plain(name: str, known: Mapping[str, object]) -> str:
     """The name that the table knows it by, or itself."""
     names = [name, *(prefix.sub("", name, count=1) for prefix in _PREFIXES)]
     return next((short for short in names if short in known), names[-1] if names[-1] in needed() else name)
-
-
-def unfit(name: str) -> str | None:
-    """Why a key cannot serve, if it looks as if it could."""
-    short = re.sub(r"^(.* - )?(train/)?", "", name)
-    for pattern, why in UNFIT:
-        if re.fullmatch(pattern, short):
-            return why.replace("KEY", name)
-    return f"unknown; if it is a signal, say --map '{name}=SIGNAL'" if _TELLING.search(name) else None
 
 
 def of_trainer(classes: set[str]) -> tuple[tuple[Key, ...], tuple[Formula, ...]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from adaptive_warmup.readers.keys import DERIVED, FORMULAS, IN_A_TRAINER, KEYS, UNFIT, Key
+from adaptive_warmup.readers.keys import DERIVED, FORMULAS, IN_A_TRAINER, KEYS, Key
+from adaptive_warmup.readers.unfit import UNFIT
 
 PAGE = Path("docs/signals-of-trainers.md")
 _TRAINERS = ("Trainer", "SFTTrainer", "RewardTrainer", "DPOTrainer", "KTOTrainer", "RLOOTrainer", "GRPOTrainer")

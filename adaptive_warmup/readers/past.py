@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
@@ -10,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptive_warmup.readers.keys import DERIVED, Derived, Key
+from adaptive_warmup.readers.keys import AHEAD, DERIVED, FACTOR, Derived, Key
 from adaptive_warmup.signals import KLSource
 
 _Ordered: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.float64]]"
@@ -69,6 +71,16 @@ class Series:
     steps: array[int] = field(default_factory=lambda: array("q"))
     values: array[float] = field(default_factory=lambda: array("d"))
 
+    @property
+    def last(self) -> float:
+        """The step that it spoke of last; before the first, minus infinity."""
+        return self.steps[-1] if self.steps else -math.inf
+
+    def has(self, step: int) -> bool:
+        """Whether it has said something of a step, as long as it went forward."""
+        at = bisect_left(self.steps, step)
+        return at < len(self.steps) and self.steps[at] == step
+
     def rewind(self, step: int) -> int:
         """Drop what was said last of `step` and later ones; how much that was."""
         before = len(self.steps)
@@ -92,27 +104,34 @@ def assemble(store: Mapping[str, Series], table: Mapping[str, Key]) -> Past | No
     keys: dict[str, Key] = {}
     taken: dict[str, Taken] = {}
     unused: dict[str, str] = {}
-    for key in (key for name, key in table.items() if name in store):
-        if key.signal in sources:
-            unused[store[key.name].name] = f"{taken[key.signal].key} is taken"
+    store = {name: series for name, series in store.items() if series.steps}  # all of one may be superseded
+    for known in (known for name, known in table.items() if name in store):
+        name = store[known.name].name
+        if known.signal in sources:
+            unused[name] = f"{taken[known.signal].key} is taken"
             continue
-        sources[key.signal], keys[key.signal] = store[key.name].ordered(), key
-        name = store[key.name].name
+        sources[known.signal] = _, values = store[known.name].ordered()
+        key = keys[known.signal] = _in_time(known) if known.ahead and values[0] == 0.0 else known
         taken[key.signal] = Taken(key.signal, name, key.what, key.host, (name,))
     for one in (one for one in DERIVED if one.signal not in sources and {one.first, one.second} <= store.keys()):
         sources[one.signal] = _derived(one, store)
         names = store[one.first].name, store[one.second].name
         taken[one.signal] = Taken(one.signal, f" {one.sign} ".join(names), one.what, one.host, names)
-    steps = [steps for signal, (steps, _) in sources.items() if signal != "lr"]
-    if not steps:
+    said = [steps for signal, (steps, _) in sources.items() if signal not in ("lr", FACTOR)]
+    if not said:
         return None
-    rows = np.unique(np.concatenate(steps))
+    rows = np.unique(np.concatenate(said))
     columns = {signal: _column(rows, series, keys.get(signal)) for signal, series in sources.items()}
     for signal, column in list(columns.items()):
         if why := _says_nothing(signal, column):
             unused[taken.pop(signal).key] = why
             del columns[signal]
     return Past(rows, columns, keys["kl"].source if "kl" in keys else "post_update", tuple(taken.values()), unused)
+
+
+def _in_time(key: Key) -> Key:
+    """Of an lr that begins at 0: that is the first step's, since no lr comes back to it."""
+    return key._replace(ahead=False, what=key.what.replace(AHEAD, "that the step used: it begins at 0"))
 
 
 def _derived(one: Derived, store: Mapping[str, Series]) -> _Ordered:

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from adaptive_warmup.lines import Notes, lines, number
+from adaptive_warmup.lines import Line, Notes, lines, number
 from adaptive_warmup.readers.rows import Row, row
 
 NAME = "a table"
@@ -26,16 +26,25 @@ def recognises(path: Path, head: list[str]) -> bool:
 
 
 def rows(path: Path, notes: Notes) -> Iterator[Row]:
-    """One row for each line below the header."""
-    texts = (line.text for line in lines(path, notes))
-    first = next(texts, "")
-    names = next(csv.reader([first], delimiter=_delimiter(first)), [])
-    table = csv.reader(texts, delimiter=_delimiter(first))
+    """One row for each line below the header.
+
+    Raises:
+        ValueError: the first line is no header.
+    """
+    texts = lines(path, notes)
+    first = next((line.text for line in texts), "")
+    delimiter = _delimiter(first)
+    try:
+        names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise ValueError(f"{path}: line 1 is no header of a table ({error}).") from error
+    table = csv.reader(_whole(texts, delimiter, notes), delimiter=delimiter, strict=True)
     while True:
+        begin = table.line_num + 2
         try:
             cells = next(table, None)
         except csv.Error as error:
-            notes.add(f"no table line ({error}), left out", f"line {table.line_num + 1}")
+            notes.add(f"no table from here to line {table.line_num + 1} ({error}), left out", f"line {begin}")
             continue
         if cells is None:
             return
@@ -44,6 +53,16 @@ def rows(path: Path, notes: Notes) -> Iterator[Row]:
             notes.add(f"the header names {len(names)} columns, the line has more or fewer; left out", place)
         elif cells and cells != names:
             yield row(dict(zip(names, cells, strict=True)), place, table.line_num)
+
+
+def _whole(texts: Iterator[Line], delimiter: str, notes: Notes) -> Iterator[str]:
+    """The lines; a last number that breaks off would be another number."""
+    for line in texts:
+        if line.whole:
+            yield line.text
+        else:
+            notes.add("the file breaks off here; the last value is left out", line.place)
+            yield "".join(line.text.rpartition(delimiter)[:2])
 
 
 def _delimiter(header: str) -> str:
