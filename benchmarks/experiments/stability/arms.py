@@ -14,17 +14,16 @@ from benchmarks.experiments.stability.autowu import autowu
 from benchmarks.experiments.stability.driver import Arm, Driver, Plan, cosine, nominal_steps, scheduled
 from benchmarks.experiments.stability.engine import MINI_BATCHES
 from benchmarks.experiments.stability.peers import (
+    PERIOD,
     SKRL_TARGET,
     adaptive_coefficient,
     clipping_outliers,
     exponential,
     greedy,
     kl_adaptive,
+    updates,
 )
 from benchmarks.experiments.stability.table import load
-
-BETA2 = 0.999
-
 
 def ratio(share: float, decay: bool = False) -> Arm:
     """A fixed linear warmup over a share of the steps, then constant or with a cosine decay to a tenth."""
@@ -39,8 +38,8 @@ def ratio(share: float, decay: bool = False) -> Arm:
 
 
 def untuned(plan: Plan) -> Driver:
-    """The untuned linear warmup over 2 / (1 - beta2) steps (Ma and Yarats 2021)."""
-    warmup = 2 / (1 - BETA2)
+    """The untuned linear warmup over 2 / (1 - beta2) updates of the optimizer (Ma and Yarats 2021)."""
+    warmup = 2 * PERIOD / updates(plan)
     return Driver(plan.peak, scheduled(lambda optimizer: LambdaLR(optimizer, lambda t: min((t + 1) / warmup, 1.0))))
 
 
@@ -105,6 +104,7 @@ ARMS: dict[str, Arm] = {
     "KLAdaptiveLR": kl_adaptive(1.0, None, None),
     "rsl_rl": kl_adaptive(0.1, 1e-3, 1.0),
     "rsl_rl falling": kl_adaptive(0.1, 1e-3, 1.0, falling=True),
+    "rsl_rl falling, low start": kl_adaptive(None, 1e-3, 1.0, falling=True),  # from where ours starts
     "rsl_rl cosine": kl_adaptive(0.1, 1e-3, 1.0, decay=True),
     "skrl": kl_adaptive(1.0, None, None, target=SKRL_TARGET, on="approx_kl"),  # its rule, on the KL it takes
     "GreedyLR": greedy,

@@ -9,14 +9,15 @@ import torch
 
 from adaptive_warmup import Config
 from benchmarks.experiments.stability.driver import Arm, Driver, Plan, cosine, nominal_steps
+from benchmarks.experiments.stability.engine import BETAS, MINI_BATCHES
 
 TARGET_KL, SKRL_TARGET = 0.01, 0.008  # as the packages have them
 VERL_TARGET, HORIZON = 0.1, 10_000 / (512 * 1005)  # verl's; its horizon as a share of Search-R1's episodes
-PERIOD = 1000  # of pytorch_warmup's untuned exponential warmup: 1 / (1 - beta2)
+PERIOD = round(1 / (1 - BETAS[1]))  # of the untuned warmups, in updates of the optimizer
 
 
 def kl_adaptive(
-    start: float,
+    start: float | None,
     least: float | None,
     most: float | None,
     decay: bool = False,
@@ -27,7 +28,7 @@ def kl_adaptive(
     """torchrl's `KLAdaptiveLR`, which is rsl_rl's rule, on the KL that ours gets.
 
     Args:
-        start: the first rate as a share of the peak.
+        start: the first rate as a share of the peak; None: as ours, the first step of the nominal warmup.
         least: lower clamp as a share of the peak, None for the package's own 1e-5.
         most: likewise the upper one, None for 1e-2.
         on: the KL that it follows.
@@ -55,9 +56,14 @@ def kl_adaptive(
 
             return step
 
-        return Driver(start * plan.peak, move)
+        return Driver((start or 1 / nominal_steps(plan)) * plan.peak, move)
 
     return arm
+
+
+def updates(plan: Plan) -> int:
+    """Of the optimizer, in one RL step."""
+    return plan.epochs * MINI_BATCHES
 
 
 def greedy(plan: Plan) -> Driver:
@@ -72,15 +78,16 @@ def greedy(plan: Plan) -> Driver:
 
 
 def exponential(plan: Plan) -> Driver:
-    """pytorch_warmup's untuned exponential warmup (Ma and Yarats 2021)."""
+    """pytorch_warmup's untuned exponential warmup (Ma and Yarats 2021), a step of it for each update."""
     from pytorch_warmup import ExponentialWarmup
 
     def move(optimizer: torch.optim.Optimizer) -> Callable[[Mapping[str, float]], None]:
         warmup = ExponentialWarmup(optimizer, PERIOD)
 
         def step(signals: Mapping[str, float]) -> None:
-            with warmup.dampening():
-                pass
+            for _ in range(updates(plan)):
+                with warmup.dampening():
+                    pass
 
         return step
 
