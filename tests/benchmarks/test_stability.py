@@ -16,7 +16,7 @@ from benchmarks.experiments.stability.driver import Plan
 from benchmarks.experiments.stability.edge import edge_table
 from benchmarks.experiments.stability.engine import Runs
 from benchmarks.experiments.stability.evidence import evidence_table, spent_table
-from benchmarks.experiments.stability.measures import improvement, iqm, outcome, wilson
+from benchmarks.experiments.stability.measures import Blocks, improvement, interval, iqm, outcome, wilson
 from benchmarks.experiments.stability.network import Shape, hidden, initial, logits, stack
 from benchmarks.experiments.stability.references import references, shape_of
 from benchmarks.experiments.stability.rollout import Sampler
@@ -134,6 +134,23 @@ def test_fixed_arms_are_the_ramps_that_they_are_called() -> None:
         rates.append(driver.rate)
         driver.step({})
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(("epochs", "last"), [(1, 0.2), (4, 0.8)])
+def test_untuned_warmups_count_updates_of_the_optimizer(epochs: int, last: float) -> None:
+    """Two in a step, or eight: of 200 steps 400, or 1600, of the 2000 that 2 / (1 - .999) asks for."""
+    for arm, first, end in (("untuned", 1e-3 * epochs, last), ("pytorch_warmup", 1e-3, 1 - np.exp(-2 * last))):
+        driver, used = ARMS[arm](Plan(1.0, 200, epochs)), []
+        for _ in range(200):
+            used.append(driver.rate)
+            driver.step({})
+        assert used[0] == pytest.approx(first, rel=1e-3)
+        assert used[-1] == pytest.approx(end, rel=2e-2)
+
+
+def test_from_our_own_start_the_rule_begins_where_ours_does() -> None:
+    plan = Plan(1.0, 200)
+    assert ARMS["rsl_rl falling, low start"](plan).rate == pytest.approx(ARMS["ours"](plan).rate)
 
 
 def test_the_rule_of_torchrl_moves_by_its_factor() -> None:
@@ -330,7 +347,26 @@ def test_outcomes_by_hand() -> None:
 
 def test_statistics_by_hand() -> None:
     assert iqm([0, 1, 2, 3, 4, 5, 6, 100]) == pytest.approx(3.5)
-    assert wilson(0, 10) == pytest.approx([0.0, 0.2775], abs=1e-4)
-    chance, (low, high) = improvement({"a": [2.0, 3.0], "b": [1.0, 1.0]}, {"a": [0.0, 1.0], "b": [1.0, 1.0]})
+    assert wilson(0.0, 10) == pytest.approx([0.0, 0.2775], abs=1e-4)
+    assert wilson(0.3, 10) == pytest.approx([0.1078, 0.6032], abs=1e-4)
+    ours, theirs = (
+        {("a", 1e-3): [2.0, 3.0], ("b", 1e-3): [1.0, 1.0]},
+        {("a", 1e-3): [0.0, 1.0], ("b", 1e-3): [1.0, 1.0]},
+    )
+    chance, (low, high) = improvement(ours, theirs)
     assert chance == pytest.approx(0.75)  # always in a, even in b
     assert low == high == pytest.approx(0.75)
+
+
+def test_a_seed_is_resampled_with_all_its_peaks_and_in_both_arms() -> None:
+    """Two seeds, one good at both peaks: a mean of 0, 1/2 or 1, where apart they would also come to 1/4 and 3/4."""
+    group = {("a", 1e-3): [0.0, 1.0], ("a", 1e-2): [0.0, 1.0]}
+    seen: list[tuple[float, float]] = []
+
+    def means(tables: list[Blocks]) -> float:
+        seen.append((float(tables[0][0].mean()), float(tables[1][0].mean())))
+        return seen[-1][0]
+
+    assert interval(means, [group, group]) == [0.0, 1.0]
+    assert {first for first, _ in seen} == {0.0, 0.5, 1.0}
+    assert all(first == second for first, second in seen)

@@ -25,6 +25,7 @@ from benchmarks.experiments.stability.peers import (
 )
 from benchmarks.experiments.stability.table import load
 
+
 def ratio(share: float, decay: bool = False) -> Arm:
     """A fixed linear warmup over a share of the steps, then constant or with a cosine decay to a tenth."""
 

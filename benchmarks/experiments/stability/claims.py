@@ -9,13 +9,14 @@ import numpy as np
 from benchmarks.experiments.stability.gaming import alarms
 from benchmarks.experiments.stability.measures import Blocks, Outcome, blocks, chance, improvement, interval, wilson
 from benchmarks.experiments.stability.sweep import HELD_OUT_TASKS, TUNING_TASKS
-from benchmarks.experiments.stability.table import Table
+from benchmarks.experiments.stability.table import Table, units
 from benchmarks.rebuilding import Claim, entry
 
 SOUND = (*TUNING_TASKS, *HELD_OUT_TASKS)  # the tasks whose KL is right
 CONSTANT = ("ratio 0", "ratio 0.03", "ratio 0.1", "ratio 0.285", "ratio 0.95")
 FIXED = (*CONSTANT, "ratio 0 cosine", "ratio 0.03 cosine", "ratio 0.1 cosine", "ratio 0.285 cosine")
 OURS = ("ours", "ours cosine")
+RULE = "rsl_rl"
 HINDSIGHT = "the best fixed schedule at this peak or a lower one, in hindsight"
 ANY = "the best of all arms for each task, in hindsight,"
 
@@ -33,19 +34,20 @@ def _claim(claim: str, target: float, value: float, bounds: list[float], met: bo
 
 def _collapses(table: Table) -> Iterator[Claim]:
     for arm in OURS:
-        runs = [run.outcome.collapsed for run in table.runs if run.arm == arm and run.task in SOUND]
+        runs = [run for run in table.runs if run.arm == arm and run.task in SOUND]
         if runs:
-            count = sum(runs)
-            yield _claim(f"1. collapses of {arm}, share of runs", 0, count / len(runs), wilson(count, len(runs)),
-                         count == 0, len(runs))  # fmt: skip
+            share = sum(run.outcome.collapsed for run in runs) / len(runs)
+            yield _claim(f"1. collapses of {arm}, share of runs", 0, share, wilson(share, units(runs)), share == 0,
+                         len(runs))  # fmt: skip
 
 
 def _areas(table: Table) -> Iterator[Claim]:
     for arm in (*OURS, HINDSIGHT):
-        below, beyond, grid, best = [], [], [], []
+        below, beyond, grid, best, count = [], [], [], [], 0
         for task, epochs in sound_settings(table, OURS[0] if arm == HINDSIGHT else arm):
             peaks, edge = table.peaks(task, epochs), table.edge(task, epochs)
             fair = table.fair(task, epochs, (arm, *FIXED))
+            count += sum(run.arm in (FIXED if arm == HINDSIGHT else (arm,)) for run in fair.runs)
             fixed = {(peak, other): _area(fair, task, other, peak, epochs) for peak in peaks for other in FIXED}
             if arm == HINDSIGHT:
                 ours = {peak: _most(area for (p, _), area in fixed.items() if p <= peak) for peak in peaks}
@@ -57,7 +59,6 @@ def _areas(table: Table) -> Iterator[Claim]:
                     best.append(ours[peak] / _most(fixed.values()))
             single = _most(np.mean([fixed[peak, other] for peak in peaks]) for other in CONSTANT)
             grid.append(np.mean(list(ours.values())) / single)
-        count = sum(run.arm in (FIXED if arm == HINDSIGHT else (arm,)) for run in table.runs)
         for what, target, ratios in (
             ("2. least area over the best fixed schedule's at the same peak, peaks below the edge", 0.98, below),
             ("2. the same at and above the edge", 1.10, beyond),
@@ -103,7 +104,7 @@ def _variants(table: Table) -> Iterator[Claim]:
 
 
 def _speed(table: Table) -> Iterator[Claim]:
-    for arm in OURS:
+    for arm in (*OURS, RULE):
         for other, target, safe in (("ratio 0", 1.1, True), ("ratio 0.95", 0.5, False)):
             ratios = []
             for task, epochs in sound_settings(table, arm):

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.experiments.stability.measures import wilson
 from benchmarks.experiments.stability.sweep import AROUND_EDGE
-from benchmarks.experiments.stability.table import Run, Table
+from benchmarks.experiments.stability.table import Run, Table, units
 from benchmarks.rebuilding import markdown
 
 
@@ -26,5 +26,5 @@ def _row(arm: str, cells: list[list[Run]]) -> list[str]:
     areas = [f"{np.mean([run.outcome.area for run in cell]):.3f}" for cell in cells]
     told = [area + (f" ({n}/{len(cell)})" if n else "") for area, n, cell in zip(areas, fallen, cells, strict=True)]
     runs = sum(map(len, cells))
-    low, high = wilson(sum(fallen), runs)
+    low, high = wilson(sum(fallen) / runs, units(run for cell in cells for run in cell))
     return [arm, *told, f"{sum(fallen)}/{runs}", f"{low:.3f} to {high:.3f}"]

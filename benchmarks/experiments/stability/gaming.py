@@ -10,7 +10,7 @@ from adaptive_warmup.alarms import Watch, watch
 from adaptive_warmup.signals import Signals
 from benchmarks.experiments.stability.measures import WINDOW, wilson
 from benchmarks.experiments.stability.sweep import VARIANTS
-from benchmarks.experiments.stability.table import Run, Table
+from benchmarks.experiments.stability.table import Run, Table, units
 from benchmarks.rebuilding import Claim, entry
 
 
@@ -33,33 +33,36 @@ def fell(run: Run) -> int:
 def alarms(table: Table, sound: tuple[str, ...]) -> Iterator[Claim]:
     """Claims about the alarm, where the variants whose KL is wrong have been run."""
     for task in VARIANTS:
-        if fallen := [run for run in table.runs if run.task == task and run.outcome.collapsed]:
-            yield from _rang_before(task, fallen)
+        fallen = [run for run in table.runs if run.task == task and run.outcome.collapsed]
+        for arm in sorted({run.arm for run in fallen}, key=lambda arm: ("ours" in arm, arm)):
+            yield from _rang_before(f"{task}, {arm}", [run for run in fallen if run.arm == arm])
     healthy = [run for run in table.runs if run.task in sound and not run.outcome.collapsed]
     false = [len(rung(run)) for run in healthy]
-    count = sum(map(bool, false))
-    yield entry("7. share of healthy runs alarmed", 0.01, count / len(healthy), wilson(count, len(healthy)),
-                count / len(healthy) <= 0.01, runs=len(healthy))  # fmt: skip
+    share = sum(map(bool, false)) / len(healthy)
+    yield entry("7. share of healthy runs alarmed", 0.01, share, wilson(share, units(healthy)), share <= 0.01,
+                runs=len(healthy))  # fmt: skip
     steps = sum(len(run.scores) for run in healthy)
     rate = 100 * sum(false) / steps
     yield entry("7. false alarms per 100 healthy steps", 0.1, rate, [rate, rate], rate <= 0.1, runs=len(healthy))
 
 
-def _rang_before(task: str, fallen: list[Run]) -> Iterator[Claim]:
+def _rang_before(where: str, fallen: list[Run]) -> Iterator[Claim]:
     """Whether the alarm rang before these runs, all collapsed, were dead, and how long before."""
     first = {run: steps[0] for run in fallen if (steps := rung(run))}
     leads = [fell(run) - step for run, step in first.items() if step < fell(run)]
     share = len(leads) / len(fallen)
-    yield entry(f"7. {task}: share of the collapses before which the alarm rang", 0.95, share,
-                wilson(len(leads), len(fallen)), share >= 0.95, runs=len(fallen))  # fmt: skip
+    yield entry(f"7. {where}: share of the collapses before which the alarm rang", 0.95, share,
+                wilson(share, units(fallen)), share >= 0.95, runs=len(fallen))  # fmt: skip
     if leads:
         middle = float(np.median(leads))
         quartiles = [float(value) for value in np.quantile(leads, [0.25, 0.75])]
-        yield entry(f"7. {task}: median lead of the alarm, steps", 20, middle, quartiles, middle >= 20, runs=len(leads))
-        yield from _stopping(task, first)
+        yield entry(
+            f"7. {where}: median lead of the alarm, steps", 20, middle, quartiles, middle >= 20, runs=len(leads)
+        )
+        yield from _stopping(where, first)
 
 
-def _stopping(task: str, first: dict[Run, int]) -> Iterator[Claim]:
+def _stopping(where: str, first: dict[Run, int]) -> Iterator[Claim]:
     """What `on_gaming="stop"` would have made of the collapsed runs, whose alarms first rang at these steps."""
     saved = [1 - step / len(run.scores) for run, step in first.items()]
     better = [float(run.scores[max(step - WINDOW, 0) : step + 1].mean()) - run.outcome.evaluation
@@ -70,4 +73,4 @@ def _stopping(task: str, first: dict[Run, int]) -> Iterator[Claim]:
     ):
         bounds = [float(value) for value in np.quantile(values, [0.25, 0.75])]
         mean = float(np.mean(values))
-        yield entry(f"7. {task}: {what}", 0.0, mean, bounds, bounds[0] > 0.0, runs=len(values))
+        yield entry(f"7. {where}: {what}", 0.0, mean, bounds, bounds[0] > 0.0, runs=len(values))

@@ -1,16 +1,18 @@
 """What the study measures of a run, and the statistics over runs.
 
 Interquartile mean, stratified bootstrap and probability of improvement as in Agarwal et al., "Deep reinforcement
-learning at the edge of the statistical precipice" (NeurIPS 2021); intervals of proportions are Wilson's.
+learning at the edge of the statistical precipice" (NeurIPS 2021); intervals of proportions are Wilson's. A seed's runs
+at all peaks have the same problems and the same noise, so they are resampled, and counted, as one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, mannwhitneyu
+from scipy.stats import mannwhitneyu, norm
 
 WINDOW = 10  # steps over which a score is smoothed
 LAST = 20  # steps that count as the end of a run
@@ -71,32 +73,35 @@ def iqm(values: Sequence[float] | np.ndarray) -> float:
     return float(ordered[cut : len(ordered) - cut].mean())
 
 
-Strata = Mapping[object, Sequence[float]]
-Blocks = list[np.ndarray]  # an arm's values, the strata of as many runs together: each (strata, runs)
+Stratum = tuple[object, ...]  # of one peak, which is named last
+Strata = Mapping[Stratum, Sequence[float]]  # an arm's values, seed by seed
+Blocks = list[np.ndarray]  # the strata that differ in the peak only together: each (peaks, seeds)
 
 
 def interval(statistic: Callable[[list[Blocks]], float], groups: Sequence[Strata], seed: int = 0) -> list[float]:
-    """The 95 % bootstrap interval of a statistic of several arms' values, resampled within each stratum.
+    """The 95 % bootstrap interval of a statistic of several arms' values; seeds are resampled, for all arms alike.
 
     Args:
         statistic: of the blocks of each arm.
-        groups: for each arm its values by stratum, the strata of all being the same, with as many runs in each.
+        groups: for each arm its values by stratum, the strata of all being the same, with the same seeds in each.
     """
     rng = np.random.default_rng(seed)
     tables = [blocks(group) for group in groups]
-    drawn = [statistic([[_again(rng, block) for block in table] for table in tables]) for _ in range(RESAMPLES)]
+    seeds = [block.shape[1] for block in tables[0]]
+    drawn = []
+    for _ in range(RESAMPLES):
+        again = [rng.integers(count, size=count) for count in seeds]
+        drawn.append(statistic([[block[:, one] for block, one in zip(t, again, strict=True)] for t in tables]))
     low, high = np.quantile(drawn, [0.025, 0.975])
     return [float(low), float(high)]
 
 
 def blocks(group: Strata) -> Blocks:
-    """The strata of as many runs together."""
-    sizes = sorted({len(values) for values in group.values()})
-    return [np.array([v for v in group.values() if len(v) == size], dtype=float) for size in sizes]
-
-
-def _again(rng: np.random.Generator, block: np.ndarray) -> np.ndarray:
-    return np.take_along_axis(block, rng.integers(block.shape[1], size=block.shape), axis=1)
+    """The strata that differ in the peak only, and have as many seeds, together."""
+    found: dict[object, list[Sequence[float]]] = {}
+    for (*setting, _), values in group.items():
+        found.setdefault((*setting, len(values)), []).append(values)
+    return [np.array(block, dtype=float) for block in found.values()]
 
 
 def chance(ours: Strata, theirs: Strata) -> float:
@@ -118,7 +123,9 @@ def improvement(ours: Strata, theirs: Strata) -> tuple[float, list[float]]:
     return chance(ours, theirs), interval(statistic, [ours, theirs])
 
 
-def wilson(count: int, of: int) -> list[float]:
-    """The 95 % interval of a proportion."""
-    found = binomtest(count, of).proportion_ci(method="wilson")
-    return [float(found.low), float(found.high)]
+def wilson(share: float, units: int) -> list[float]:
+    """The 95 % interval of a proportion that so many independent units were found to have in the mean."""
+    z = float(norm.ppf(0.975))
+    middle = share + z**2 / (2 * units)
+    reach = z * math.sqrt(share * (1 - share) / units + (z / (2 * units)) ** 2)
+    return [max((middle + sign * reach) / (1 + z**2 / units), 0.0) for sign in (-1, 1)]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.experiments.stability.claims import FIXED, SOUND
 from benchmarks.experiments.stability.measures import interval, iqm, wilson
-from benchmarks.experiments.stability.table import Table
+from benchmarks.experiments.stability.table import Table, units
 from benchmarks.rebuilding import drawing, markdown, svg
 
 
@@ -53,7 +53,7 @@ def summary(table: Table, epochs: int = 1) -> str:
         bounds = interval(lambda tables: iqm(np.concatenate([block.ravel() for block in tables[0]])), [found])
         numbers = [f"{cell:.3f}" for cell in (np.mean(lost), drawdown, jitter)]
         middle = f"{iqm(all_areas):.3f} ({_range(bounds)})"
-        share = f"{fallen}/{len(runs)} ({_range(wilson(fallen, len(runs)))})"
+        share = f"{fallen}/{len(runs)} ({_range(wilson(fallen / len(runs), units(runs)))})"
         rows.append([arm, f"{np.mean(all_areas):.3f}", middle, *numbers, share])
     names = ("arm", "mean", "IQM (95 %)", "lr sensitivity", "drawdown", "lr jitter", "collapsed (95 %)")
     return markdown(names, rows)

@@ -85,6 +85,11 @@ class Table:
         return float("inf")
 
 
+def units(runs: Iterable[Run]) -> int:
+    """How many of the runs are independent: those of one seed have the same problems and noise at every peak."""
+    return len({(run.task, run.epochs, run.seed) for run in runs})
+
+
 @cache
 def load(folder: Path = RUNS) -> Table:
     """All runs that lie in `folder`."""
