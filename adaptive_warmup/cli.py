@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -15,6 +16,9 @@ from adaptive_warmup.commands.arguments import told
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 done with findings, 2 bad usage or input, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a name that the terminal's encoding lacks is no reason to stop
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if hasattr(arguments, "rest"):  # a command whose options are declared where they are heavy to import

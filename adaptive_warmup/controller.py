@@ -76,6 +76,8 @@ class Config:
                 )
         if not 0 < self.min_factor <= 1:
             raise ValueError(f"min_factor={self.min_factor!r} must lie in (0, 1], such as 0.001.")
+        if self.guard not in (True, False):
+            raise ValueError(f"guard={self.guard!r} must be True or False.")
         if self.on_gaming not in ("hold", "warn", "stop"):
             raise ValueError(f"on_gaming={self.on_gaming!r} is unknown: use 'hold', 'warn' or 'stop'.")
         if self.law not in laws.LAWS:

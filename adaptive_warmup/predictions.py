@@ -75,7 +75,8 @@ def predictions(model: nn.Module, part: Excerpt) -> Tensor:
         ValueError: the model returns no logits [rows, positions, vocabulary].
     """
     model = _bare(model)
-    extra = {"use_cache": False, "logits_to_keep": part.positions_P}
+    positions_P = part.positions_P + _virtual_tokens(model)
+    extra = {"use_cache": False, "logits_to_keep": positions_P}
     with _undisturbed(model, part.positions_P.device):
         output = model(**part.inputs, **{name: extra[name] for name in extra.keys() & set(forward_names(model))})
     logits = _logits(output)
@@ -85,7 +86,7 @@ def predictions(model: nn.Module, part: Excerpt) -> Tensor:
             f"{type(model).__name__} returns no logits [rows, positions, vocabulary] (found {found}): have its forward"
             " return them, as `logits`"
         )
-    return logits if logits.shape[1] == len(part.positions_P) else logits[:, part.positions_P.to(logits.device)]
+    return logits if logits.shape[1] == len(positions_P) else logits[:, positions_P.to(logits.device)]
 
 
 def divergence(before_RPV: Tensor, after_RPV: Tensor, counted_RP: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,6 +160,14 @@ def _bare(model: nn.Module) -> nn.Module:
             return model
 
 
+def _virtual_tokens(model: nn.Module) -> int:
+    """How many positions a model of peft's puts before those of its inputs: prompt tuning does, and what is like it."""
+    config: Any = getattr(model, "active_peft_config", None)
+    if not getattr(config, "is_prompt_learning", False) or config.peft_type == "PREFIX_TUNING":
+        return 0  # a prefix lies in the cache
+    return int(config.num_virtual_tokens)
+
+
 def _logits(output: Any) -> Tensor | None:
     if isinstance(output, Mapping):  # a ModelOutput too
         output = output.get("logits")
@@ -171,8 +180,12 @@ def _logits(output: Any) -> Tensor | None:
 
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode by the flags alone: `model.eval()` may be overridden, and then does more than that."""
+    """Eval mode by the flags alone: `model.eval()` may be overridden, and then does more than that.
+
+    And without the graphs of `model.compile()`: eval mode would have them compiled anew.
+    """
     flags = [(module, module.training) for module in model.modules()]
+    compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl is not None]
     kind = device.type
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     devices = [] if kind == "cpu" else [device.index]
@@ -180,6 +193,8 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     try:
         for module, _ in flags:
             module.training = False
+        for module, _ in compiled:
+            module._compiled_call_impl = None
         with (
             torch.no_grad(),
             torch.random.fork_rng(devices, device_type="cuda" if kind == "cpu" else kind),
@@ -190,5 +205,7 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+        for module, call in compiled:
+            module._compiled_call_impl = call
         if callable(reshard):  # FSDP2 keeps the root's parameters gathered until a backward
             reshard()

@@ -145,6 +145,8 @@ class Regulator:
         state, decision = controller.State.from_dict(content["state"]), _decision(content["decision"])
         if content["config"] != asdict(self.config):
             _log.warning("resuming with %s; the state was saved with %s", self.config, content["config"])
+            if content["config"]["warmup_steps"] != self.config.warmup_steps:  # the clock counts along another ramp
+                state = state._replace(clock=state.factor * self.config.warmup_steps)
         self.state, self.before, self.decision, self.signals = state, state, decision, None
         self._waiting, self._cuts = dict(content["waiting"]), list(content["cuts"])
         self._lrs = deque(content.get("lrs", ()), maxlen=REACH)  # states of before there were late KLs have none

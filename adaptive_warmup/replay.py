@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from adaptive_warmup import controller
 from adaptive_warmup.alarms import is_finite
 from adaptive_warmup.controller import Config, Decision, State
-from adaptive_warmup.readers import FACTOR, Past
+from adaptive_warmup.readers import FACTOR, SB3, Past
 from adaptive_warmup.signals import NAMES, Signals
 
 MUCH = 2.0  # times, between two lrs: a factor of 4 in KL
@@ -197,7 +197,10 @@ def _assumed(past: Past, rates: Rates, found: int | None, nominal: int) -> Itera
         yield "the lr was still rising when the log ends: if its peak was to be higher, say --lr"
     if not found:
         yield f"the run's own warmup cannot be seen: a tenth of the run, {nominal} steps, is taken as nominal"
-    if past.every > 1:
+    if past.every > 1 and any(one.host == SB3 for one in past.taken):
+        rows = max(round(nominal / past.every), 1)
+        yield f"a row is a rollout of {past.every} steps, and a decision, as live; this warmup is of {rows} rollouts"
+    elif past.every > 1:
         yield f"the log has one step in {past.every}: one decision for each, where a live controller takes more"
     kl = past.columns.get("kl")
     if kl and (below := int(np.sum(kl.given & (kl.values <= 0.0)))):

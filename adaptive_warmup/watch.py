@@ -16,14 +16,15 @@ from adaptive_warmup.report import panels, reading
 from adaptive_warmup.report.summary import short
 
 _BARS = " ▁▂▃▄▅▆▇█"
+_PLAIN_BARS = " .,:-=+*#"
 _SHOWN = 1000  # steps that are looked at: what is drawn anew with every step may not grow with the run
 _LAST = 5  # changes of phase that are shown
 _LEAST_BARS, _MOST_BARS = 8, 40
 _STYLES = {"warmup": "cyan", "holding": "yellow", "backing_off": "red", "at_ceiling": "magenta", "done": "green"}
 
 
-def view(run: Run, width: int = 80) -> RenderableType:
-    """What is shown of a run of one step or more, in `width` columns."""
+def view(run: Run, width: int = 80, plain: bool = False) -> RenderableType:
+    """What is shown of a run of one step or more, in `width` columns; `plain` for a terminal that has ASCII only."""
     now = run.steps[-1]
     recent = replace(run, steps=run.steps[-_SHOWN:])
     words = Text(_phase(run), style=_STYLES.get(now["phase"], ""))
@@ -39,7 +40,7 @@ def view(run: Run, width: int = 80) -> RenderableType:
         *(Text(reason) for reason in now["reasons"]),
         *alarms,
         Text(),
-        _signals(recent, width),
+        _signals(recent, width, _PLAIN_BARS if plain else _BARS),
     ]
     parts += [Text("\nlast changes", style="bold"), changes] if changes.row_count else []
     return Panel(Group(*parts), title=f"{reading.names([run])[0]}, step {now['step']}")
@@ -64,16 +65,16 @@ def _since(run: Run, alarm: str) -> int:
     return int(first)
 
 
-def _signals(run: Run, width: int) -> Table:
+def _signals(run: Run, width: int, bars: str) -> Table:
     """A row for each: its last value, what bounds it, and its course."""
     drawn = panels.story([run]).panels
     rows = [(panel.title, *_now(run, panel)) for panel in drawn]
-    taken = sum(max(len(row[i]) for row in rows) + 2 for i in range(3))
+    taken = sum(max((len(row[i]) for row in rows), default=0) + 2 for i in range(3))
     room = min(width - 4 - taken, _MOST_BARS)  # 4: the frame
     table = Table.grid(padding=(0, 2))
     for (title, value, band), panel in zip(rows, drawn, strict=True):
         values = [value for value in panel.lines[0].values if not math.isnan(value)]
-        course = _spark([math.log(value) for value in values] if panel.log else values, room)
+        course = _spark([math.log(value) for value in values] if panel.log else values, room, bars)
         table.add_row(title, value, band, *([Text(course, no_wrap=True)] if room >= _LEAST_BARS else []))
     return table
 
@@ -88,10 +89,10 @@ def _now(run: Run, panel: panels.Panel) -> tuple[str, str]:
     return digits(value), ", ".join(bands)
 
 
-def _spark(values: Sequence[float], width: int) -> str:
+def _spark(values: Sequence[float], width: int, bars: str) -> str:
     """The series as a line of bars, the last value at the right; each bar the mean of its share of the steps."""
     share = max(math.ceil(len(values) / max(width, 1)), 1)
     means = [sum(values[i : i + share]) / len(values[i : i + share]) for i in range(0, len(values), share)]
     low, high = min(means, default=0.0), max(means, default=0.0)
     span = high - low or 1.0
-    return "".join(_BARS[1 + round((value - low) / span * (len(_BARS) - 2))] for value in means)
+    return "".join(bars[1 + round((value - low) / span * (len(bars) - 2))] for value in means)

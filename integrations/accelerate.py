@@ -62,6 +62,7 @@ class AcceleratedWarmup:
         self.scheduler = _Agreed(accelerator, target, warmup_steps, **settings)
         self._prepared = accelerator.prepare_scheduler(self.scheduler)
         self._prepared.split_batches = True  # the way to say: one step for each update
+        self._prepared.step_with_optimizer = True  # else Accelerate steps it between accumulated gradients, too
 
     @property
     def decision(self) -> Decision:

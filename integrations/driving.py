@@ -130,6 +130,11 @@ def _check(optimizer: Any, schedule: Any) -> None:
     if any(isinstance(one, AdaptiveWarmup) for one in (schedule, *getattr(schedule, "_schedulers", ()))):
         raise ValueError(f"the Trainer's lr_scheduler is {kind}, and so adaptive: leave out AdaptiveWarmupCallback.")
     theirs, ours = _layers(getattr(schedule, "optimizer", None)), _layers(optimizer)
+    if (name := type(ours[-1]).__name__) in ("Lomo", "AdaLomo"):
+        raise ValueError(
+            f"the optimizer is {name}, which updates during the backward pass, at an lr that the Trainer takes from its"
+            " schedule: the warmup cannot reach it. Use another optim."
+        )
     if theirs and not any(one is other for one in theirs for other in ours):
         raise ValueError(
             f"the Trainer's lr_scheduler, {kind}, sets the lr of another optimizer than its {type(ours[-1]).__name__}:"

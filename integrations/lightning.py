@@ -103,10 +103,13 @@ class AdaptiveWarmupCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take in the signals, and cut or skip the update where its gradient asks for that."""
-        for scheduler, seen, waiting in zip(self._schedulers, self._seen, self._waiting, strict=True):
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        for number, (scheduler, seen, waiting) in enumerate(
+            zip(self._schedulers, self._seen, self._waiting, strict=True), start=1
+        ):
             if scheduler.optimizer is not optimizer:
                 continue  # what is logged is still to count for its own update
-            signals = self._fresh(trainer, seen) | _norm(optimizer)
+            signals = self._fresh(trainer, seen) | _norm(optimizer, scaler)
             # Read here, where the gradient norm is waited for anyway: `step` would wait for the whole update.
             reports = [_plain(report) for report in (*waiting, {"kl_source": self._kl_source, **signals})]
             waiting.clear()
@@ -114,10 +117,11 @@ class AdaptiveWarmupCallback(Callback):
                 reports = trainer.strategy.broadcast(reports)
             for report in reports:
                 scheduler.observe(**report)
-            pl_module.log_dict(figures(scheduler.regulators[0].config, scheduler.decision))
+            told = figures(scheduler.regulators[0].config, scheduler.decision)
+            pl_module.log_dict(told if number == 1 else {f"{name}/{number}": value for name, value in told.items()})
             norm = float(reports[-1].get("grad_norm", 0.0))  # where there is no gradient, nothing is cut
-            if scheduler.check_gradient(norm) < 1.0 and not math.isfinite(norm):
-                optimizer.zero_grad()
+            if scheduler.check_gradient(norm) < 1.0 and not math.isfinite(norm) and scaler is None:
+                optimizer.zero_grad()  # a loss scaler skips it by itself, and asks for the gradients
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """End the run where `on_gaming="stop"` asks for it."""
@@ -136,13 +140,20 @@ class AdaptiveWarmupCallback(Callback):
         return fresh
 
 
-def _norm(optimizer: Optimizer) -> dict[str, Tensor]:
+def _norm(optimizer: Optimizer, scaler: Any) -> dict[str, Tensor]:
     """Nothing where no parameter has a gradient, as after a `training_step` that returned None."""
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(_values(p.grad)) for p in parameters if p.grad is not None]
     if not norms:
         return {}
-    return {"grad_norm": torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))}
+    norm = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)  # Lightning leaves it to these to unscale
+    return {"grad_norm": norm / scaler.get_scale() if scaler and fused else norm}
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """Of a sparse one those that are there."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _plain(report: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class AdaptiveWarmupCallback(BaseCallback):
         self._peak = max(self._schedule(k / 100) for k in range(101))
         if self._schedule(1.0) < 0.999 * self._peak:
             _log.warning("the model's lr schedule begins below its peak: if it warms up, it and this warmup multiply")
-        self.model.lr_schedule = _Warmed(self._schedule, self.regulator)
+        self.model.lr_schedule = _Warmed(self._schedule, self.regulator, self.model)
         self._updates = self.model._n_updates
         self._returns, self._rollout = [], None
 
@@ -97,7 +97,7 @@ class AdaptiveWarmupCallback(BaseCallback):
         """Decide on the `train()` that came before, if one did."""
         if self.model._n_updates == self._updates:
             return
-        self._updates = self.model._n_updates
+        self._epochs, self._updates = self.model._n_updates - self._updates, self.model._n_updates
         used, logged = self.decision, self.logger.name_to_value
         signals: dict[str, Any] = {name: logged.get(f"train/{name}") for name in _LOGGED}
         if self._returns:
@@ -129,9 +129,9 @@ class AdaptiveWarmupCallback(BaseCallback):
             return {"kl": (log_ratio.exp() - 1.0 - log_ratio).mean(), "kl_source": self._source()}
 
     def _source(self) -> str:
-        """After the last update on the rollout, and after how many."""
+        """After the last update on the rollout, and after how many, if that is known."""
         model: Any = self.model
-        if not hasattr(model, "n_epochs"):  # A2C: a single one
+        if self._epochs != getattr(model, "n_epochs", None):  # A2C: a single one; stopped by the model's own target_kl
             return "post_update"
         return f"post_update:{model.n_epochs}x{math.ceil(model.n_steps * model.n_envs / model.batch_size)}"
 
@@ -139,11 +139,13 @@ class AdaptiveWarmupCallback(BaseCallback):
 class _Warmed:
     """The user's schedule, times the factor; in what `model.save` writes, the user's schedule alone."""
 
-    def __init__(self, schedule: Callable[[float], float], regulator: Regulator) -> None:
+    def __init__(self, schedule: Callable[[float], float], regulator: Regulator, model: Any) -> None:
         self.schedule, self._regulator = schedule, regulator
+        self._model, self._begun = model, model.start_time  # of this `learn`: an exception may leave us for the next
 
     def __call__(self, progress_remaining: float) -> float:
-        return self.schedule(progress_remaining) * self._regulator.decision.factor
+        ours = self._model.start_time == self._begun
+        return self.schedule(progress_remaining) * (self._regulator.decision.factor if ours else 1.0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copy.copy, (self.schedule,)

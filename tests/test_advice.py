@@ -149,6 +149,7 @@ def test_a_clean_plan_has_no_warning() -> None:
         ("warmup", {"warmup_steps": 20}),
         ("epochs x mini_batches", {"kl_source": None}),
         ("epochs x mini_batches", {"kl_source": "in_loop", "mini_batches": 1}),
+        ("epochs x mini_batches", {"kl_source": "in_loop", "mini_batches": 8}),
     ],
 )
 def test_each_trap_is_named_with_its_value_and_remedy(setting: str, change: dict[str, Any]) -> None:
@@ -488,3 +489,13 @@ def test_what_an_earlier_run_bore_is_of_the_kls_source_and_of_its_step(
             regulator.decide()
             log.write(regulator, lr=lr)
     assert bearable(read(tmp_path / "run.jsonl"), 0.003) == pytest.approx([bears] * (11 if late else 12))
+
+
+def test_files_of_other_encodings_and_folders(tmp_path: Path) -> None:
+    path, settings = tmp_path / "a.json", json.dumps({"learning_rate": 1e-6, "max_steps": 100})
+    path.write_text(settings, encoding="utf-8-sig")
+    assert read_settings(path).settings["lr"] == 1e-6
+    path.write_text(settings, encoding="utf-16")
+    for bad in (path, tmp_path):
+        with pytest.raises(ValueError, match=rf"{bad.name}: give a file of settings, in UTF-8"):
+            read_settings(bad)

@@ -333,6 +333,7 @@ def test_a_peak_a_hundred_times_beyond_is_brought_to_the_same_lr() -> None:
         ({"warmup_steps": 10, "min_factor": 0.0}, "min_factor=0.0"),
         ({"warmup_steps": 10, "on_gaming": "shout"}, "on_gaming='shout'"),
         ({"warmup_steps": 10, "law": "pid"}, "law='pid'"),
+        ({"warmup_steps": 10, "guard": "false"}, "guard='false' must be True or False"),
     ],
 )
 def test_bad_settings_are_quoted(settings: dict[str, object], words: str) -> None:

@@ -259,6 +259,40 @@ def test_adapters() -> None:
     assert probe.memory == 8 * 3 * 16 * 4  # so the heads of the other positions were never computed
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    ],
+)
+def test_virtual_tokens_are_no_positions_of_the_batch(config: Any) -> None:
+    """Prompt tuning puts them before the batch's, a prefix does not."""
+    model = peft.get_peft_model(gpt(), config)
+    batch = {"input_ids": tokens(), "attention_mask": torch.ones_like(tokens()), "labels": tokens()}
+    part = predictions.excerpt(batch, 8, 24, 512, True)
+    whole = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = whole[:, -tokens().shape[1] :][:, part.positions_P]
+    torch.testing.assert_close(predictions.predictions(model, part), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_graphs_of_a_model_compiled_in_place_are_left_alone() -> None:
+    model, graphs = gpt(), list[Any]()
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model.compile(backend=count)
+    batch = {"input_ids": tokens(), "labels": tokens()}
+    model(**batch).loss.backward()
+    assert (known := len(graphs)) > 0
+    predictions.predictions(model, predictions.excerpt(batch, 8, 24, 512, True))
+    assert len(graphs) == known
+    model(**batch).loss.backward()
+    assert len(graphs) == known  # and it is compiled still, not anew
+
+
 # --- What it costs ---
 
 

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 
 from adaptive_warmup import Config, Regulator
 from adaptive_warmup.history import DecisionLog
+from adaptive_warmup.lines import LONGEST
 from adaptive_warmup.readers import Found, keys, read
 from adaptive_warmup.readers.unfit import UNFIT, unfit
 from adaptive_warmup.signals import NAMES
@@ -96,6 +97,8 @@ def test_a_trainers_folder_stands_for_its_state(trained: Path, tmp_path: Path) -
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(
             (trained / "checkpoint-10" / "trainer_state.json").read_text()
         )
+    for run in ("first", "resumed"):  # several runs' event files leave it open which is meant; its checkpoints do not
+        events(tmp_path / "runs" / run, range(3), 0.5)
     found = read(tmp_path)
     assert found.path.parent.name == "checkpoint-10"
     assert len(found.past.steps) == 10
@@ -121,7 +124,7 @@ def test_a_trainer_state_that_breaks_off_gives_what_is_whole(trained: Path, tmp_
 
 def test_a_trainer_state_on_one_line_and_an_array_of_objects(trained: Path, tmp_path: Path) -> None:
     state = json.loads((trained / "trainer_state.json").read_text())
-    (tmp_path / "a.json").write_text(json.dumps(state))
+    (tmp_path / "a.json").write_text(json.dumps({"padding": "x" * LONGEST, **state}))  # longer than a line may be
     (tmp_path / "b.json").write_text(json.dumps(state["log_history"]))
     whole = column(read(trained), "loss")
     assert column(read(tmp_path / "a.json"), "loss") == whole
@@ -276,6 +279,7 @@ def test_the_entropy_loss_of_stable_baselines_is_minus_the_entropy(tmp_path: Pat
     found = read(jsonl(tmp_path / "log.jsonl", [{"step": 2048 * step, **logs} for step in range(1, 5)]))
     assert column(found, "entropy") == [1.4] * 4
     assert taken(found)["kl"] == "train/approx_kl"
+    assert found.past.kl_source == "post_update"  # from four epochs on that is about what it reads
     assert found.past.every == 2048
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -386,3 +387,16 @@ def test_other_settings_are_kept_and_said(caplog: pytest.LogCaptureFixture) -> N
     regulator.load_state_dict(Regulator(Config(10)).state_dict())
     assert regulator.config == Config(20)
     assert "saved with {'warmup_steps': 10" in caplog.text
+
+
+@pytest.mark.parametrize(("before", "after"), [(10, 100), (10, 20), (100, 25)])
+def test_resumed_with_another_warmup_the_factor_goes_on_from_where_it_is(before: int, after: int) -> None:
+    """The clock of the nominal ramp counts along another one then, and would take the lr back, or ahead."""
+    saved = Regulator(Config(before))
+    for _ in range(40):
+        saved.decide()
+    regulator = Regulator(Config(after))
+    regulator.load_state_dict(saved.state_dict())
+    factors = [saved.decision.factor, *(regulator.decide().factor for _ in range(3))]
+    steps = [later - earlier for earlier, later in pairwise(factors)]
+    assert all(0.0 <= step <= 1.0 / after + 1e-9 for step in steps)

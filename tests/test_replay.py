@@ -276,6 +276,15 @@ def test_text_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert str(path) in capsys.readouterr().err
 
 
+def test_rollouts_that_are_counted_in_environment_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"step": 2048 * i, "train/learning_rate": 1e-3, "train/approx_kl": 0.01, "rollout/ep_rew_mean": 1.0}
+             for i in range(1, 101)]  # fmt: skip
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert main(["replay", str(tmp_path / "log.jsonl")]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "a row is a rollout of 2048 steps, and a decision, as live; this warmup is of 10 rollouts" in words
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["replay", "--help"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -74,6 +75,17 @@ def test_a_run_that_is_warm_and_later_held(tmp_path: Path) -> None:
     assert words == (
         "nominal 290 steps; warm after 3; held at 38 % of the peak from step 200, the ceiling at lr 3.8e-7"
     )
+
+
+def test_under_a_schedule_a_factor_is_a_share_of_that(tmp_path: Path) -> None:
+    path, regulator = tmp_path / "run.jsonl", Regulator(steady(20))
+    with DecisionLog(path, regulator.config) as log:
+        for step in range(60):
+            lr = regulator.decision.factor * (scale := 1 - step / 100)
+            regulator.observe(kl=0.01 * (lr / 0.2) ** 2)
+            regulator.decide(lr_scale=scale)
+            log.write(regulator, lr=lr)
+    assert re.search(r"held at [\d to]+ % of the schedule from step", report.in_words(read(path)))
 
 
 def test_alarms_a_collapse_and_an_unfinished_warmup_in_words(tmp_path: Path) -> None:
@@ -186,6 +198,8 @@ def test_a_picture_shows_every_run_in_its_colour(tmp_path: Path) -> None:
     for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
         assert (pixels == colour).all(axis=2).sum() > 1000
     report.write(tmp_path / "report.pdf", runs)
+    with pytest.raises(ValueError, match=r"report\.jpg is neither a page \(\.html\) nor a picture \(\.png, \.pdf"):
+        report.write(tmp_path / "report.jpg", runs)
     report.write(tmp_path / "report.SVG", runs)
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     assert "<svg" in (tmp_path / "report.SVG").read_text()

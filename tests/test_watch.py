@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,58 @@ def test_it_fits_the_terminal(tmp_path: Path, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text  # nothing is cut off
     assert "KL" in text
+
+
+def test_of_a_terminal_that_has_ascii_only(tmp_path: Path) -> None:
+    path, regulator = tmp_path / "run.jsonl", Regulator(Config(50))
+    with DecisionLog(path, regulator.config) as log:
+        steps(log, regulator, Plant(bears=0.1), 30)
+    (run,) = follow(path, lambda: False)
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="cp1252"), width=80)
+    console.print(view(run, 80, plain=True))  # it would be a UnicodeEncodeError
+    console.file.seek(0)
+    assert re.search(r"KL .* #*\S+", console.file.read())
+
+
+def test_before_anything_can_be_drawn(tmp_path: Path) -> None:
+    """At lr 0, with the loss alone."""
+    path, regulator = tmp_path / "run.jsonl", Regulator(Config(50))
+    with DecisionLog(path, regulator.config) as log:
+        regulator.observe(loss=1.0)
+        regulator.decide()
+        log.write(regulator, lr=0.0)
+    assert "step 0" in screen(path, 80)
+
+
+def test_of_another_log_in_its_place_nothing_is_taken_for_the_first_ones(tmp_path: Path) -> None:
+    path, other = tmp_path / "run.jsonl", tmp_path / "other.jsonl"
+    for name, count in ((path, 3), (other, 9)):
+        with DecisionLog(name, Config(50)) as log:
+            steps(log, Regulator(Config(50)), Plant(bears=0.1), count)
+    states = follow(path, lambda: True)
+    assert len(next(states).steps) == 3
+    other.replace(path)
+    with pytest.raises(ValueError, match="has been replaced by another one: start again"):
+        next(states)
+
+
+def test_into_a_pipe_each_state_goes_below_the_last(tmp_path: Path) -> None:
+    path, regulator = tmp_path / "run.jsonl", Regulator(Config(50))
+    with DecisionLog(path, regulator.config) as log:
+        steps(log, regulator, Plant(bears=0.1), 3)
+        command = [sys.executable, "-m", "adaptive_warmup", "watch", "--every", "0.05", str(path)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "ascii", "COLUMNS": "76"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout
+            said = ""
+            for line in process.stdout:
+                said += line
+                if "step 2" in line:
+                    steps(log, regulator, Plant(bears=0.1), 1)
+                if "step 3" in line:
+                    break
+            process.kill()
+    assert "no step yet" in said
 
 
 def test_of_a_folder_it_says_which_log_to_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from adaptive_warmup.advice.evidence import (
 )
 from adaptive_warmup.advice.nominal import bearable
 from adaptive_warmup.advice.plan import Plan
+from adaptive_warmup.signals import in_loop_scale
 
 _USUAL_LRS = {  # (task, lora): peak learning rates seen for language models of .5 billion parameters and more
     ("rl", False): (1e-7, 5e-6),
@@ -169,10 +170,13 @@ def _warmup(plan: Plan) -> Iterator[Caution]:
 
 def _measurement(plan: Plan) -> Iterator[Caution]:
     updates = plan.updates_per_rollout
-    if plan.task != "rl" or updates is None or updates > 4 or plan.kl_source not in (None, "in_loop"):
+    if plan.task != "rl" or updates is None or plan.kl_source not in (None, "in_loop"):
         return
+    if plan.kl_source is None and updates > 4:
+        return
+    share = in_loop_scale(plan.epochs or 1, plan.mini_batches or 1)
     value = f"{plan.epochs or 1} x {plan.mini_batches or 1}"
-    reads = "reads zero" if updates == 1 else "reads 8 to 100 times too low at 1 x 2, and 3 times at 8 updates"
+    reads = f"reads some {1 / share:.0f} times too low" if share else "reads zero"
     why = f"a KL taken in the loop, before each update (actor/ppo_kl, approxkl_avg), {reads}"
     remedy = "measure it after the last mini-batch (then say kl_source post_update)"
     remedy += f", or report kl_source='in_loop:{plan.epochs or 1}x{plan.mini_batches or 1}'" if updates > 1 else ""

@@ -55,7 +55,10 @@ def read_settings(path: Path | str) -> Found:
 
 
 def _parsed(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"{path}: give a file of settings, in UTF-8 ({error}).") from error
     if path.suffix not in (".json", ".yaml", ".yml"):
         return _overrides(text.splitlines())
     parse, errors = _parser(path.suffix)

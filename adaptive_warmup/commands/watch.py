@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from adaptive_warmup.commands.arguments import Commands, needs, positive
@@ -27,7 +28,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the log, again and again."""
     needs("rich")
-    from rich.console import Console, Group
+    from rich.console import Console, Group, RenderableType
     from rich.live import Live
     from rich.text import Text
 
@@ -43,12 +44,21 @@ def run(arguments: argparse.Namespace) -> int:
         return not arguments.once
 
     console = Console()
-    shown = "no step yet"
+    moves = console.is_terminal and not console.is_dumb_terminal  # else one view below the other
+    plain = not console.encoding.startswith("utf")
+    shown: RenderableType = "no step yet"
     states = history.follow(arguments.log, wait)
-    with Live(shown, console=console, auto_refresh=False) as live:
+    live = Live(shown, console=console, auto_refresh=False)
+    with live if moves else nullcontext():
+        if not moves and not arguments.once:
+            console.print(shown)
         for state in states:
             odd = [Text(state.problem, "dim")] if state.problem else []
-            live.update(Group(view(state, console.width) if state.steps else shown, *odd), refresh=True)
-    if not console.is_terminal:
-        console.print()  # what was shown is left without the end of its last line
+            shown = Group(view(state, console.width, plain) if state.steps else "no step yet", *odd)
+            if moves:
+                live.update(shown, refresh=True)
+            elif not arguments.once:
+                console.print(shown)
+    if arguments.once and not moves:
+        console.print(shown)
     return 0

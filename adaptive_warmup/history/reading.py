@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,14 +173,16 @@ class _Growing:
                 yield item
 
     def _open(self, path: Path) -> None:
-        self._path, self._at, self._number, self._rest = path, 0, 0, b""
+        self._path, self._at, self._number, self._rest, self._file = path, 0, 0, b"", 0
 
     def _lines(self) -> Iterator[Line]:
         """The lines that are whole; of one that is being written, the beginning is kept for the next time."""
         path = self._path
         with path.open("rb") as file:
-            if path.stat().st_size < self._at:
-                raise ValueError(f"{path} has been replaced by a shorter one: start again to follow that.")
+            status = os.fstat(file.fileno())
+            if status.st_size < self._at or status.st_ino != (self._file or status.st_ino):
+                raise ValueError(f"{path} has been replaced by another one: start again to follow that.")
+            self._file = status.st_ino  # 0 where the system has none
             file.seek(self._at)
             while chunk := file.read(_CHUNK):
                 self._at += len(chunk)

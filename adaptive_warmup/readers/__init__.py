@@ -15,11 +15,11 @@ from typing import NamedTuple, Protocol
 from adaptive_warmup.lines import Notes, lines
 from adaptive_warmup.readers import console, decision_log, event_files, json_document, json_lines, table, wandb_run
 from adaptive_warmup.readers.collect import Collector
-from adaptive_warmup.readers.keys import FACTOR
+from adaptive_warmup.readers.keys import FACTOR, SB3
 from adaptive_warmup.readers.past import Column, Past, Taken
 from adaptive_warmup.readers.rows import Row
 
-__all__ = ["FACTOR", "FORMATS", "Column", "Found", "Past", "Taken", "read"]
+__all__ = ["FACTOR", "FORMATS", "SB3", "Column", "Found", "Past", "Taken", "read"]
 
 
 class Format(Protocol):
@@ -102,13 +102,23 @@ def _inside(path: Path) -> Path:
             raise ValueError(f"{path} is a pipe, or a device: write it to a file first.")
         return path
     state = path / "trainer_state.json"
-    if state.exists() or event_files.recognises(path, []) or wandb_run.recognises(path, []):
-        return state if state.exists() else path
     found = path.glob("checkpoint-*/trainer_state.json")
     states = [state for state in found if state.parent.name.rpartition("-")[2].isdigit()]
+    if state.exists() or _is_logged(path, certain=not states):
+        return state if state.exists() else path
     if not states:
         raise ValueError(f"{path} holds no event files, no W&B run and no trainer_state.json: say which file to read.")
     return max(states, key=lambda state: int(state.parent.name.rpartition("-")[2]))
+
+
+def _is_logged(folder: Path, certain: bool) -> bool:
+    """Whether event files, or W&B's, of one run are in it; of several, which are not told apart, only if `certain`."""
+    try:
+        return event_files.recognises(folder, []) or wandb_run.recognises(folder, [])
+    except ValueError:
+        if certain:
+            raise
+        return False
 
 
 def _format(path: Path) -> Format:

@@ -25,6 +25,8 @@ _BETWEEN = re.compile(r"[\s,]+")
 def recognises(path: Path, head: list[str]) -> bool:
     """Whether it begins like an array of objects, or is called what transformers calls it, or has a log_history."""
     text = "\n".join(head).lstrip()
+    if not text:  # on one line, and that is longer than is read at once
+        return path.is_file() and path.suffix == ".json"
     return text[:1] in ("{", "[") and (path.suffix == ".json" or text[0] == "[" or "log_history" in text)
 
 

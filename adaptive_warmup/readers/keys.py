@@ -80,7 +80,7 @@ _PRE_CLIP = "L2, before clipping"
 _WHOLE_FROM_FOUR = "with less than four epochs it reads too low: --map 'approx_kl=kl:in_loop'"
 _VERL, _OLD_VERL, _SEARCH_R1 = "verl", "verl of 2024", "Search-R1"
 _TRL, _PPO, _OLDEST = "TRL", "TRL's PPO", "TRL's PPO before 0.12"
-_SB3, _OURS, _TRAINER = "Stable-Baselines3", "adaptive_warmup.ppo", "transformers"
+SB3, _OURS, _TRAINER = "Stable-Baselines3", "adaptive_warmup.ppo", "transformers"
 _OWN, _OWN_KL = "adaptive-warmup", "signals/kl:"  # a decision log's
 AHEAD = "logged one step ahead"
 FACTOR = "factor"  # the warmup's own: no signal, but a column that a decision log has
@@ -98,7 +98,7 @@ KEYS: tuple[Key, ...] = (
     Key("actor/ppo_kl", "kl", f"k1, {_IN_LOOP}", _VERL, source="in_loop"),
     Key("policy/approxkl_avg", "kl", f"k2, {_IN_LOOP}", _PPO, source="in_loop"),
     Key("ppo/policy/approxkl", "kl", f"k2, {_IN_LOOP}", _OLDEST, source="in_loop"),
-    Key("approx_kl", "kl", f"k3, nats per action, of the last epoch; {_WHOLE_FROM_FOUR}", _SB3),
+    Key("approx_kl", "kl", f"k3, nats per action, of the last epoch; {_WHOLE_FROM_FOUR}", SB3),
     Key(
         "policy/reference_kl",
         "reference_kl",
@@ -112,7 +112,7 @@ KEYS: tuple[Key, ...] = (
     Key("objective/scores", "task_reward", _SCORE, _PPO, trainers=(_ONLINE, "PPOTrainer")),
     Key("ppo/mean_scores", "task_reward", _SCORE, _OLDEST),
     Key("reward", "task_reward", _SCORE, "TRL's GRPO and RLOO", trainers=(_GRPO, _RLOO)),
-    Key("rollout/ep_rew_mean", "task_reward", "mean return of the episodes", _SB3),
+    Key("rollout/ep_rew_mean", "task_reward", "mean return of the episodes", SB3),
     Key("objective/non_score_reward", "kl_reward", _SUM, _PPO, trainers=_PPO_TRAINER),
     Key("actor/grad_norm", "grad_norm", _PRE_CLIP, _VERL),
     Key("policy/grad_norm", "grad_norm", _PRE_CLIP, _OURS),
@@ -131,15 +131,15 @@ KEYS: tuple[Key, ...] = (
     Key("ppo/policy/clipfrac", "clip_fraction", "share of response tokens", _OLDEST),
     Key("clip_ratio/region_mean", "clip_fraction", "share of response tokens", _TRL, trainers=(_GRPO, _ASYNC)),
     Key("clip_ratio", "clip_fraction", "share of response tokens", _TRL),
-    Key("clip_fraction", "clip_fraction", "share of actions", _SB3),
+    Key("clip_fraction", "clip_fraction", "share of actions", SB3),
     Key("actor/entropy", "entropy", _PER_TOKEN, _VERL),
     Key("actor/entropy_loss", "entropy", _PER_TOKEN, _VERL),
     Key("policy/entropy_avg", "entropy", _PER_TOKEN, _PPO, trainers=_PPO_TRAINER),
     Key("entropy", "entropy", _PER_TOKEN, _TRL, trainers=_WITH_ENTROPY),
-    Key("entropy_loss", "entropy", "minus the entropy, nats per action", _SB3, -1.0),
+    Key("entropy_loss", "entropy", "minus the entropy, nats per action", SB3, -1.0),
     Key("critic/vf_explained_var", "explained_variance", "of the returns", _VERL),
     Key("value/explained_variance", "explained_variance", "of the returns", _OURS, trainers=_PPO_TRAINER),
-    Key("explained_variance", "explained_variance", "of the returns", _SB3),
+    Key("explained_variance", "explained_variance", "of the returns", SB3),
     *(Key(name, name, "as in adaptive_warmup.signals", "you") for name in ("task_reward", "kl_reward", "update_norm")),
 )
 

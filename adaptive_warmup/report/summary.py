@@ -92,7 +92,7 @@ def _warmup(run: Run, held: bool) -> Iterator[str]:
     row, warm = next(((i, step) for i, step in enumerate(run.steps) if step["next"] == 1.0), (0, None))
     last = run.steps[-1]
     if warm is None:
-        end = "" if held else f", its last, at {_percent(last['next'])} of the peak"
+        end = "" if held else f", its last, at {_percent(last['next'])} of the {_whole(run)}"
         yield f"not warm by step {last['step']}{end}"
     elif row == 0 and warm["step"] > 0:
         yield f"warm where the log begins, at step {warm['step']}"
@@ -113,7 +113,7 @@ def _held(run: Run) -> Iterator[str]:
     share = f"{_percent(least)[:-2]} to {_percent(most)}" if most > _STEADY * least else _percent(median(shares))
     borne = [lr for lr in ceilings(run)[-SMOOTH:] if not math.isnan(lr)]
     words = f", the ceiling at lr {short(_mean(borne))}" if borne else ""
-    yield f"held at {share} of the peak from step {run.steps[held[0]]['step']}{words}"
+    yield f"held at {share} of the {_whole(run)} from step {run.steps[held[0]]['step']}{words}"
 
 
 def _collapse(run: Run) -> Iterator[str]:
@@ -138,6 +138,11 @@ def _gaps(run: Run) -> Iterator[str]:
         shown = ", ".join(f"{first} to {last}" for first, last in missing[:3])
         more = f" and {len(missing) - 3} more stretches" if len(missing) > 3 else ""
         yield f"no line in the log for steps {shown}{more}"
+
+
+def _whole(run: Run) -> str:
+    """What a factor is a share of."""
+    return "peak" if all(step["signals"].get("lr_scale", 1.0) == 1.0 for step in run.steps) else "schedule"
 
 
 def _percent(share: float) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer
@@ -84,6 +84,7 @@ class Checkpoints(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         state = {
+            "processes": self.args.world_size,
             "choices": self.choices.get_state(),
             "tokens": self.tokens.get_state(),
             "rl_step": self.rl_step.state_dict() if self.rl_step else None,
@@ -95,14 +96,28 @@ class Checkpoints(Trainer):
         if checkpoint is None:
             return
         path = self._rl_state(checkpoint)
-        if not path.exists():
+        state = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+        self._check_processes(checkpoint, state)
+        if state is None:
             _log.warning("%s is missing: this process goes on with a new rollout and new random numbers", path)
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
         resume(self.choices, state["choices"])
         resume(self.tokens, state["tokens"])
         begun = send_to_device(state["rl_step"], self.accelerator.device)
         self.rl_step = RLStep.from_state(begun) if begun else None
+
+    def _check_processes(self, checkpoint: str, state: dict[str, Any] | None) -> None:
+        """An RL step under way goes on as it was begun, or for all not at all: they would wait for each other."""
+        now = self.args.world_size
+        mine = None if state is None else (state.get("processes", now), state["rl_step"] is not None)
+        found = gather_object([mine])
+        if any(one and one[1] for one in found) and any(one != (now, True) for one in found):
+            before = next(one[0] for one in found if one and one[1])
+            raise ValueError(
+                f"{checkpoint} lies within an RL step of {before} processes, all of whose rl_state_*.pt it takes to go"
+                f" on, and here are {now} with {sum(map(bool, found))} of these files: resume with what it was saved"
+                f" with, or from a checkpoint at a multiple of {self.args.updates_per_rollout} steps."
+            )
 
     def _rl_state(self, folder: str) -> Path:
         return Path(folder) / f"rl_state_{self.args.process_index}.pt"

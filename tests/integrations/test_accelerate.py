@@ -71,8 +71,9 @@ def test_in_one_process_it_is_the_plain_scheduler(schedule: bool) -> None:
     assert train(accelerator, parts(accelerator, schedule), KLS) == plain(KLS, schedule)
 
 
-def test_while_gradients_accumulate_it_waits() -> None:
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+@pytest.mark.parametrize("settings", [{}, {"step_scheduler_with_optimizer": False}])
+def test_while_gradients_accumulate_it_waits(settings: dict[str, bool]) -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, **settings)
     lrs = train(accelerator, parts(accelerator), [kl for kl in KLS for _ in range(2)])
     assert lrs[::2] == lrs[1::2] == plain(KLS)
 

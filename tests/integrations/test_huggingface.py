@@ -317,3 +317,15 @@ def test_a_schedule_above_the_optimizers_lr_raises_no_kl_target(
     trainer(tmp_path, [record, plant, warmup], model=model, optimizers=optimizers, max_steps=30).train()
     assert max(record.lrs[10:]) < 0.25 * PEAK
     assert caplog.text.count("is above the peak that is known of it") == 1
+
+
+def test_an_optimizer_that_updates_within_the_backward_pass_is_refused(tmp_path: Path) -> None:
+    """It is told the lr by the Trainer, from the schedule, at a time when that has its own."""
+
+    class Lomo(SGD):  # as the class of the package `lomo-optim` is called, whose kernels want a GPU
+        pass
+
+    model = Line()
+    with pytest.raises(ValueError, match=r"the optimizer is Lomo, which updates during the backward pass.*another"):
+        run = {"model": model, "optimizers": (Lomo(model.parameters(), lr=PEAK), None)}
+        trainer(tmp_path, [AdaptiveWarmupCallback(WARMUP)], **run).train()

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -119,6 +120,51 @@ def test_an_outlier_is_cut_and_what_is_not_finite_is_skipped() -> None:
     assert module.lrs[31] == PEAK
     assert all(parameter.isfinite().all() for parameter in module.parameters())
     assert [alarm.name for alarm in module.warmup.decision.alarms] == []
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**14])
+def test_under_a_loss_scale_the_norm_is_the_gradients_own_and_an_overflow_is_the_scalers(scale: float) -> None:
+    """Of a fused optimizer Lightning unscales nothing before the callback comes; what overflows, the scaler skips."""
+
+    class Fused(Line):
+        def configure_optimizers(self) -> Any:
+            optimizer = AdamW(self.parameters(), lr=PEAK, fused=True)
+            self.warmup = AdaptiveWarmup(optimizer, warmup_steps=4)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.warmup, "interval": "step"}}
+
+    module, scaler = Fused(), torch.amp.GradScaler("cpu", init_scale=scale)
+    fit(module, batches(8, _3=math.inf), plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    norms = [signals.grad_norm for signals in module.signals]
+    assert not math.isfinite(norms[3])
+    assert max(norms[:3] + norms[4:]) < 20.0
+    assert scaler.get_scale() == scale / 2
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+def test_sparse_gradients_have_a_norm() -> None:
+    class Sparse(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(4, 1, sparse=True)
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return super().training_step(batch, index) + 30.0 * self.table(torch.tensor([1, 1])).sum()
+
+    module = Sparse()
+    fit(module)
+    assert all(60.0 < signals.grad_norm < 70.0 for signals in module.signals)
+
+
+def test_two_warmups_are_logged_apart() -> None:
+    module = ActorCritic("ac", "ac")
+    names: set[str] = set()
+
+    class Names(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            names.update(trainer.logged_metrics)
+
+    fit(module, None, Names())
+    assert {"adaptive_warmup/factor", "adaptive_warmup/factor/2"} <= names
 
 
 def test_a_batch_without_a_loss_has_no_norm_and_training_goes_on() -> None:

@@ -59,6 +59,32 @@ def test_fsdp2_in_bf16_of_tied_embeddings_with_the_value_head_on_their_trunk(tmp
     assert (tmp_path / "checkpoint-3" / "pytorch_model_fsdp_0").is_dir()
 
 
+_ANOTHER = """
+import sys
+from tests.integrations.ppo_trainers import make
+from tests.integrations.tiny import saved
+
+saved()  # before the processes know of each other: then only the first would save
+try:
+    make(sys.argv[1], max_steps=4, num_mini_batches=2).train(resume_from_checkpoint=sys.argv[2])
+except ValueError as error:
+    print(error)
+    assert "lies within an RL step of 1 processes" in str(error), error
+else:
+    raise AssertionError("it went on")
+"""
+
+
+def test_an_rl_step_under_way_does_not_go_on_with_another_number_of_processes(ddp: Run, tmp_path: Path) -> None:
+    """It would hang, or weigh a part of the rollout as if it were all."""
+    words = r"checkpoint-3 lies within an RL step of 2 processes.*here are 1 with 1.*at a multiple of 2 steps"
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, max_steps=4, num_mini_batches=2).train(resume_from_checkpoint=str(ddp.folder / "checkpoint-3"))
+    one = make(tmp_path, max_steps=1, num_mini_batches=2, save_strategy="steps", save_steps=1)
+    one.train()
+    run_processes(_ANOTHER, tmp_path, tmp_path / "two", tmp_path / "checkpoint-1", timeout=200)
+
+
 _SEEING = """
 import sys
 from transformers import AutoModelForCausalLM

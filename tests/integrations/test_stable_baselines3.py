@@ -224,6 +224,21 @@ def test_after_an_interruption_the_factor_is_not_doubled() -> None:
     assert model.lr_schedule(1.0) == PEAK
 
 
+def test_after_an_interruption_a_run_without_us_is_at_its_plain_schedule() -> None:
+    model = ppo()
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(9 * ROLLOUT, callback=[AdaptiveWarmupCallback(40), Break()])
+    model.learn(2 * ROLLOUT, reset_num_timesteps=False)
+    assert model.policy.optimizer.param_groups[0]["lr"] == PEAK
+
+
+def test_of_epochs_that_the_models_own_target_cut_short_nobody_knows_how_many_updates_they_made() -> None:
+    model = ppo(target_kl=1e-9)
+    signals = learn(model, 3, AdaptiveWarmupCallback(4)).signals[-1]
+    assert model._n_updates < 3 * 4
+    assert signals.kl_source == "post_update"
+
+
 class Pay(BaseCallback):
     def __init__(self, warmup: AdaptiveWarmupCallback) -> None:
         super().__init__()
