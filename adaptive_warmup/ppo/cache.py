@@ -19,6 +19,16 @@ def cache_name(policy: PreTrainedModel) -> str:
     return "cache" if "cache" in forward_names(policy) else "past_key_values"
 
 
+def check_adapter(policy: PreTrainedModel) -> None:
+    """Raise ValueError for prompt tuning and its like: at each token peft would put their virtual tokens before it."""
+    config: Any = getattr(policy, "active_peft_config", None)
+    if getattr(config, "is_prompt_learning", False):
+        raise ValueError(
+            f"the adapter is of the kind {config.peft_type.value}, whose virtual tokens do not go with a cache that is"
+            " filled token by token: use one that changes weights, such as LoRA"
+        )
+
+
 def keeps_keys(cache: Any) -> bool:
     """False where there is no cache, and for one of states alone, as Mamba's is since transformers 5.24.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adaptive_warmup.ppo.cache import cache_name, keeps_keys, make_room
+from adaptive_warmup.ppo.cache import cache_name, check_adapter, keeps_keys, make_room
 from adaptive_warmup.ppo.dialogue import Dialogue, Episode
 from adaptive_warmup.ppo.environment import Environment, Problem, Turns
 from adaptive_warmup.ppo.model import ValueHead, position_ids
@@ -181,6 +181,7 @@ def _write(
     Returns:
         `Episodes.logprobs_BT` and `Episodes.values_BT`.
     """
+    check_adapter(policy)
     # Rows that are done go on reading padding: nobody looks at what they compute, so the mask need not know.
     mask_BS = torch.nn.functional.pad(prompt_mask_BP, (0, max_response_tokens), value=1)
     positions_BS = position_ids(mask_BS)

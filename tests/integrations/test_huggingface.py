@@ -326,6 +326,7 @@ def test_an_optimizer_that_updates_within_the_backward_pass_is_refused(tmp_path:
         pass
 
     model = Line()
+    parts = {"model": model, "optimizers": (Lomo(model.parameters(), lr=PEAK), None)}
+    run = trainer(tmp_path, [AdaptiveWarmupCallback(WARMUP)], **parts)
     with pytest.raises(ValueError, match=r"the optimizer is Lomo, which updates during the backward pass.*another"):
-        run = {"model": model, "optimizers": (Lomo(model.parameters(), lr=PEAK), None)}
-        trainer(tmp_path, [AdaptiveWarmupCallback(WARMUP)], **run).train()
+        run.train()

@@ -267,6 +267,16 @@ def test_errors_quote_the_value_and_the_remedy(tokenizer, make_policy, copy_task
         rollout(policy, tokenizer, copy_task, [Problem("1=", "1")], max_response_tokens=99, generator=generator())
 
 
+@pytest.mark.parametrize("kind", ["PromptTuning", "PrefixTuning"])
+def test_an_adapter_of_virtual_tokens_is_refused(tokenizer, make_policy, copy_task, kind):
+    """Sampled token by token, their log-probabilities were off by nats from those of a forward of the whole."""
+    peft = pytest.importorskip("peft")
+    config = getattr(peft, f"{kind}Config")(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    policy = peft.get_peft_model(make_policy(), config)
+    with pytest.raises(ValueError, match=r"the adapter is of the kind PR.*_TUNING.*such as LoRA"):
+        rollout(policy, tokenizer, copy_task, copy_task.sample(2, 0), max_response_tokens=3, generator=generator())
+
+
 def test_a_policy_without_a_cache_and_an_empty_stop_are_refused(tokenizer, make_policy, copy_task):
     arguments = {"max_response_tokens": 3, "generator": generator()}
     shape = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
