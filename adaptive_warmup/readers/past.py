@@ -126,7 +126,13 @@ def assemble(store: Mapping[str, Series], table: Mapping[str, Key]) -> Past | No
         if why := _says_nothing(signal, column):
             unused[taken.pop(signal).key] = why
             del columns[signal]
-    return Past(rows, columns, keys["kl"].source if "kl" in keys else "post_update", tuple(taken.values()), unused)
+    return Past(
+        rows,
+        columns,
+        keys["kl"].source if "kl" in keys else "post_update",
+        tuple(one for one in taken.values() if one.signal != FACTOR),
+        unused,
+    )
 
 
 def _in_time(key: Key) -> Key:
