@@ -26,12 +26,17 @@ class Alarm(NamedTuple):
     name: str
     message: str
 
+    @property
+    def kind(self) -> str:
+        """What tells it from another one: of `non_finite` what is not finite, else the name."""
+        return self.message if self.name == "non_finite" else self.name
+
 
 class Watch(NamedTuple):
     """What the alarms remember of the run.
 
     `drop_steps` counts the steps since the present score drop set in, `drop_reports` the task rewards that have been
-    reported in them, `unheard` the steps since the last one was.
+    reported in them, `unheard` the steps since the last one was; `unpaid` those since the last KL reward.
     """
 
     reward: Level = Level()
@@ -43,6 +48,7 @@ class Watch(NamedTuple):
     paid: Excess = Excess()
     unheard: int = 0
     drop_reports: int = 0
+    unpaid: int = 0
 
     @property
     def drops(self) -> bool:
@@ -66,8 +72,9 @@ def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
         if is_finite(signals.task_reward):  # trends are compared only over the same steps
             rewards = (*rewards, signals.task_reward)[-_LONG:]
     drop_steps, drop_reports, unheard = _dropped(memory, reward, is_finite(signals.task_reward))
-    after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, drop_steps, paid, unheard, drop_reports)
-    found = (_non_finite(signals), _gaming(after) if signals.kl_reward is not None else None, _drop(after))
+    unpaid = memory.unpaid + 1 if signals.kl_reward is None else 0
+    after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, drop_steps, paid, unheard, drop_reports, unpaid)
+    found = (_non_finite(signals), _gaming(after) if unpaid <= _LONG else None, _drop(after))
     return after, tuple(filter(None, found))
 
 

@@ -22,6 +22,7 @@ from adaptive_warmup.statistics import Excess, Level, LogScale
 
 Phase = Literal["warmup", "holding", "backing_off", "at_ceiling", "done"]
 VERSION = 4
+_LEAST_TARGET = 1e-9  # nats per token, which no KL can be told from 0
 _EARLY, _LATE = 0.25, 0.1  # the KL target is whole over such a share of the nominal warmup, and falls to such a share
 
 
@@ -66,7 +67,7 @@ class Config:
                     f"min_warmup_steps={self.min_warmup_steps} exceeds warmup_steps={self.warmup_steps}:"
                     " lower the first or raise the second."
                 )
-        if not (math.isfinite(self.target_kl) and self.target_kl > 0):
+        if not _LEAST_TARGET <= self.target_kl < math.inf:
             raise ValueError(f"target_kl={self.target_kl!r} must be a positive number of nats per token, such as 0.01.")
         if self.min_target_kl is not None:
             self._settle("min_target_kl", float)

@@ -11,20 +11,30 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from adaptive_warmup.alarms import is_finite
-from adaptive_warmup.ramp import NO_MEASUREMENT, Move, exponent, gain, measurable, nominal_move, without_kl
+from adaptive_warmup.ramp import (
+    FALL,
+    NO_MEASUREMENT,
+    Move,
+    bounded,
+    exponent,
+    gain,
+    measurable,
+    nominal_move,
+    without_kl,
+)
 from adaptive_warmup.signals import PROBES, kl_on_target, kl_scale, updates_of
+from adaptive_warmup.statistics import Gain
 
 if TYPE_CHECKING:
     from adaptive_warmup.alarms import Alarm, Watch
     from adaptive_warmup.controller import Config, State
     from adaptive_warmup.signals import KLSource, Signals
-    from adaptive_warmup.statistics import Gain
 
 __all__ = ["LAWS", "Law", "Move", "feedback", "linear", "steps_left"]
 
-_FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
 _SMALL = 1.0  # off the ceiling by less than so much of ln(factor), half of the way is gone, the rest being noise
 _ABSURD = 50.0  # times its target: after such a KL the factor does not rise, whatever those before it say
+_ROUNDING = 1e-9
 _STILL = 1e-3  # of ln(factor), which nobody would call a move
 _CUT = 0.5  # a score drop halves the factor ...
 _CUT_EVERY = 8  # ... and, where no KL bounds the lr, does so again while it lasts
@@ -58,11 +68,11 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     hold = _hold(config, state, alarms)
     lr = state.factor * signals.lr_scale if signals.kl_lr is None else signals.kl_lr
     if is_finite(kl) and kl > NO_MEASUREMENT and measurable(signals.lr_scale) and 0.0 < lr < math.inf:
-        seen = gain(state).update(kl / kl_scale(signals.kl_source), lr, _worth(state, signals.kl_source))
+        seen = _seen(config, state, signals, kl / kl_scale(signals.kl_source), lr)
         move = _toward(config, state, seen, kl, signals, hold)
     else:
         move = without_kl(config, state, signals, watch, hold)
-    again = watch.drop_reports % _CUT_EVERY == 1 and not move.memory.get("count")
+    again = watch.drop_reports % _CUT_EVERY == 1 and not bounded(move.memory)
     if is_finite(signals.task_reward) and (watch.drop_reports == 1 or again):
         return _cut_back(config, move, _named(alarms, "score_drop").message, anew=watch.drop_reports == 1)
     return move
@@ -71,7 +81,7 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
 def _cut_back(config: Config, move: Move, message: str, anew: bool) -> Move:
     """Down by `_CUT`; where no KL is known, noting where the score dropped and where that leaves us."""
     factor, memory = max(_CUT * move.factor, config.floor), move.memory
-    if not memory.get("count"):
+    if not bounded(memory):
         memory = {**memory, "borne": factor, "fell": move.factor if anew else memory.get("fell", move.factor)}
     why = f"{message}: backing off to {factor:.2g}"
     return move._replace(factor=factor, memory=memory, clock=None, reasons=(why, *move.reasons))
@@ -84,6 +94,8 @@ def steps_left(config: Config, factor: float, memory: Mapping[str, float]) -> in
     """Steps from `factor` to the peak where no ceiling is in the way; None where a drop of the score is."""
     if "borne" in memory:
         return None
+    if memory.get("fading"):
+        return math.ceil(-math.log2(factor) * config.warmup_steps)
     if memory.get("count") and not memory.get("nominal"):
         return math.ceil(-math.log(factor) / config.rise)
     steps = -math.log(factor) / exponent(config) if memory.get("blind") else config.warmup_steps * (1.0 - factor)
@@ -120,6 +132,16 @@ def _worth(state: State, source: KLSource) -> int:
     return 1 if state.law.get("met") else _weight(state, source)
 
 
+def _seen(config: Config, state: State, signals: Signals, kl: float, lr: float) -> Gain:
+    """What is now known of the gain. The second of two absurd KLs is no reading gone wrong: it counts whole."""
+    known = gain(state)
+    absurd = _ABSURD * kl_on_target(config.target_at(state.step, signals.kl_source, signals.lr_scale), "post_update",
+                                    signals.lr_scale)  # fmt: skip
+    if min(kl, state.law.get("last", 0.0)) > absurd:
+        return Gain(max(Gain().update(kl, lr).log, known.log), known.count + 1)
+    return known.update(kl, lr, _worth(state, signals.kl_source))
+
+
 def _hold(config: Config, state: State, alarms: tuple[Alarm, ...]) -> str | None:
     """Why the factor may not rise now, if so."""
     for alarm in alarms:
@@ -135,7 +157,7 @@ def _named(alarms: tuple[Alarm, ...], name: str) -> Alarm:
 
 
 def _toward(config: Config, state: State, seen: Gain, kl: float, signals: Signals, hold: str | None) -> Move:
-    """Go to the ceiling in logs, at most `_FALL` down, and up by what is allowed; not at all where something holds."""
+    """Go to the ceiling in logs, at most `FALL` down, and up by what is allowed; not at all where something holds."""
     target = config.target_at(state.step, signals.kl_source, signals.lr_scale)
     ceiling = seen.factor_for(target)
     off = want = math.log(ceiling / state.factor)
@@ -145,19 +167,30 @@ def _toward(config: Config, state: State, seen: Gain, kl: float, signals: Signal
     rise = math.log1p(1.0 / (config.warmup_steps * state.factor)) if nominal else config.rise
     budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
     held = hold is not None or kl > _ABSURD * budget
-    step = max(min(want, 0.0 if held else _allowed(state, signals, rise)), -_FALL)
+    allowed = 0.0 if held else min(_allowed(state, signals, rise), _room(config, state))
+    step = max(min(want, allowed), -FALL, math.log(config.floor / state.factor))
     factor = min(state.factor * math.exp(step), 1.0)
     late = " of an earlier step" if signals.kl_lr is not None else ""
     other = not late and (off > 0.0) == (kl > budget)  # this KL alone would have it go the other way
     smoothed = f" (smoothed {math.exp(-2.0 * off):.3g} x)" if other else ""
     what = f"kl {kl:.2g}{late} is {kl / budget:.2g} x the target {budget:.2g}{smoothed}: {_went(step, factor)}"
-    memory = {"gain": seen.log, "count": seen.count, "silent": 0, "gap": _gap(state), "target": target}
+    memory = {"gain": seen.log, "count": seen.count, "silent": 0, "gap": max(_gap(state), state.law.get("gap", 1)),
+              "target": target}  # fmt: skip
     memory["last"] = kl / kl_scale(signals.kl_source)
     if nominal:
         memory["nominal"] = 1
     if updates_of(signals.kl_source) > _FEW and (kl > budget or state.law.get("met")):
         memory["met"] = 1
     return Move(factor, memory, (hold, what) if hold else (what,), ceiling, held)
+
+
+def _room(config: Config, state: State) -> float:
+    """Most that ln(factor) may rise, for `shortest` steps of warmup, where linear and exponential steps are mixed."""
+    ahead = config.shortest - state.step - 2
+    if state.finished is not None or ahead <= 0:
+        return math.inf
+    most = max(math.exp(-config.rise * ahead), min((state.step + 2) / config.warmup_steps, 1.0))
+    return max(math.log(most / state.factor), 0.0) + _ROUNDING
 
 
 def _went(step: float, factor: float) -> str:

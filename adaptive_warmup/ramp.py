@@ -19,6 +19,8 @@ NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constan
 _PLAIN = 1e-4  # nats per token: a KL above this is not so near to 0 that the next one may round to it
 _NO_UPDATE = 1e-6  # of the peak: at a schedule that is as low nothing is updated
 _GAPS = 4  # a probe that measures every so many steps has not fallen silent before so many times that
+_ON_THE_WAY = 1.65  # times the ceiling, e^.5: a fall that is done leaves less, and one that is not goes on
+FALL = 1.5  # most that ln(factor) falls in one step: a cut to 22 %
 _CALM = 2.0  # z of the grad norm up to which the pace is nominal; from an outlier's on the warmup waits
 
 
@@ -43,6 +45,11 @@ def gain(state: State) -> Gain:
     return Gain(state.law.get("gain", 0.0), int(state.law.get("count", 0)))
 
 
+def bounded(memory: Mapping[str, float]) -> bool:
+    """Whether a KL bounds the lr: one was measured, and not too long ago."""
+    return bool(memory.get("count")) and not memory.get("fading")
+
+
 def without_kl(config: Config, state: State, signals: Signals, watch: Watch, hold: str | None) -> Move:
     """The move where no KL says what the lr did; `hold` is why the factor may not rise, if so."""
     if _stands(config, state, signals):
@@ -53,17 +60,24 @@ def without_kl(config: Config, state: State, signals: Signals, watch: Watch, hol
 def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) -> Move:
     """No KL now: the nominal pace, under the last ceiling for as long as that is worth anything."""
     memory = dict(state.law)
+    if "silent" in memory:  # a KL has been measured at some time
+        memory["silent"] += 1
     ceiling = None
     if memory.get("count"):
-        memory["silent"] = silent = memory["silent"] + 1
         ceiling = gain(state).factor_for(memory["target"])
-        if silent > _patience(config, state):
-            memory, ceiling = {}, None
-    elif watch.reward.count:
+        if (late := memory["silent"] - _patience(config, state)) > 0:
+            memory["fading"] = 1
+            ceiling *= math.exp2(min(late / config.warmup_steps, 100.0))
+            if ceiling >= 1.0:
+                memory, ceiling = {"silent": memory["silent"]}, None
+    if watch.reward.count and not bounded(memory):
         memory["blind"] = 1  # only the score tells: up along the exponential ramp
         _fade(config, memory, watch)
     pace = 0.0 if hold else min(max((OUTLIER - watch.grad_z) / (OUTLIER - _CALM), 0.0), 1.0)
     move = nominal_move(config, state, memory, pace, ceiling)
+    if memory.get("fading"):  # no estimate any more, but a bound
+        why = f"no kl for {memory['silent']:.0f} steps: {move.factor:.2g}, as the last known ceiling fades"
+        move = move._replace(ceiling=None, reasons=(why,))
     return move._replace(reasons=(hold,), held=True) if hold else move
 
 
@@ -89,7 +103,7 @@ def _still(state: State, signals: Signals, hold: str | None) -> Move:
 
 
 def _patience(config: Config, state: State) -> float:
-    """Steps without a KL until the ceiling is forgotten: one nominal warmup, and far more than ever between two."""
+    """Steps without a KL until the ceiling fades: one nominal warmup, and far more than ever between two."""
     return max(config.warmup_steps, 10, _GAPS * state.law.get("gap", 1.0))
 
 
@@ -114,7 +128,8 @@ def nominal_move(config: Config, state: State, memory: Mapping[str, float], pace
     factor = clock / config.warmup_steps
     borne = memory.get("borne", 1.0)
     if factor > (bound := min(1.0 if ceiling is None else ceiling, borne)):
-        factor = max(bound, state.factor)
+        way = FALL if ceiling is not None and state.factor > _ON_THE_WAY * bound else 0.0
+        factor = max(bound, state.factor * math.exp(-way))
         what = "the last known ceiling" if ceiling is not None else "what the last drop of the score has left"
         return Move(factor, memory, (f"no kl: staying under {what}, {bound:.2g}",), ceiling, held=ceiling is None)
     if factor == 1.0:

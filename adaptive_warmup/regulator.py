@@ -118,7 +118,7 @@ class Regulator:
         self.state, self.decision = controller.step(self.config, self.state, self.signals)
         self._waiting, self._cuts = {}, []
         for alarm in self.decision.alarms:
-            if alarm.name not in [known.name for known in before.alarms]:
+            if alarm.kind not in [known.kind for known in before.alarms]:
                 _log.warning("step %d, %s: %s", self.state.step, alarm.name, alarm.message)
         return self.decision
 

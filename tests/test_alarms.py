@@ -126,3 +126,16 @@ def test_a_kl_reward_that_is_next_to_nothing_pays_nobody() -> None:
     tiny = [Signals(kl_reward=1e-9, task_reward=draws.gauss(0.5, 0.1)) for _ in range(100)]
     assert ring(tiny) == []
     assert [name for _, name in ring([Signals(kl_reward=1e-9) for _ in range(100)])] == ["kl_gaming"]
+
+
+def test_gaming_is_known_between_two_reports_and_not_long_after_the_last() -> None:
+    """A KL reward that is reported in every second step holds the warmup in the others as well."""
+    stream = [Signals(kl_reward=0.1 if t % 2 == 0 else None) for t in range(60)] + [Signals()] * 40
+    memory, rings = Watch(), []
+    for signals in stream:
+        memory, alarms = watch(memory, signals)
+        rings.append(bool(alarms))
+    begin = rings.index(True)
+    assert begin < 30
+    assert all(rings[begin : 60 + 15])
+    assert not any(rings[60 + 16 :])

@@ -116,6 +116,18 @@ def test_an_alarm_is_written_out_once_and_read_in_every_step(tmp_path: Path) -> 
     assert all(alarms[0][0] == "score_drop" and "task reward" in alarms[0][1] for alarms in read_alarms if alarms)
 
 
+def test_a_number_that_breaks_for_another_reason_is_told_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    regulator, path = Regulator(Config(10)), tmp_path / "run.jsonl"
+    with DecisionLog(path) as log, caplog.at_level(logging.WARNING, "adaptive_warmup"):
+        for broken in ({"kl": math.nan}, {"kl": math.nan}, {"loss": math.inf}):
+            regulator.observe(**broken)
+            regulator.decide()
+            log.write(regulator, lr=0.1)
+    told = [step["alarms"][0][1].partition(":")[0] for step in read(path).steps]
+    assert told == ["kl is nan", "kl is nan", "loss is inf"]
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["kl is nan", "loss is inf"]
+
+
 def test_further_numbers_on_the_last_step(tmp_path: Path) -> None:
     with DecisionLog(tmp_path / "run.jsonl") as log:
         log.add(nothing=1.0)  # no step to add it to

@@ -108,7 +108,7 @@ class DecisionLog:
         line = {"step": step, "lr": _short(lr, 7), "signals": _given(regulator.signals or Signals())}
         line |= self._decided(regulator) | _metrics(metrics)
         self._after = regulator.state if self._append(line) else None
-        self._last, self._alarms = step, [alarm.name for alarm in regulator.decision.alarms]
+        self._last, self._alarms = step, [alarm.kind for alarm in regulator.decision.alarms]
         if self._max_bytes and self._file and self._file.tell() >= self._max_bytes:
             self._rotate(regulator.state)
 
@@ -156,7 +156,7 @@ class DecisionLog:
             line["ceiling"] = _short(decision.ceiling, 3)
         if decision.phase == "warmup" and decision.expected_end:
             line["ends"] = decision.expected_end
-        alarms = [alarm[: 1 if alarm.name in self._alarms else 2] for alarm in decision.alarms]
+        alarms = [alarm[: 1 if alarm.kind in self._alarms else 2] for alarm in decision.alarms]
         return line | ({"alarms": alarms} if alarms else {})
 
     def _rotate(self, state: State) -> None:
