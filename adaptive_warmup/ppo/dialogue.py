@@ -39,7 +39,7 @@ class Dialogue:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, environment: Turns, ends: Iterable[int] = ()) -> None:
         self.tokenizer, self.environment = tokenizer, environment
-        self.eos = eos = tokenizer.eos_token_id
+        eos = tokenizer.eos_token_id
         self.ends = frozenset(ends) | ({eos} if eos is not None else set())
         self.pad: int = next((i for i in (tokenizer.pad_token_id, eos) if i is not None), 0)
         self.stop_tokens = _stop_tokens(tokenizer, len(tokenizer), tuple(environment.stops))
@@ -52,7 +52,7 @@ class Dialogue:
             episode.append(episode.inserting.popleft(), sampled=False)
             return episode.token_ids[-1]
         episode.append(sampled, sampled=True)
-        if sampled != self.eos and sampled in self.stop_tokens and self._turn_is_over(episode):
+        if sampled in self.stop_tokens and self._turn_is_over(episode):
             self._reply(episode)
         elif sampled in self.ends:
             episode.done = episode.ended = True

@@ -69,7 +69,13 @@ class ValueModel(nn.Module):
 
     @classmethod
     def copy_of(cls, policy: PreTrainedModel) -> ValueModel:
-        """A critic that starts from what the policy knows: a copy of the policy's transformer."""
+        """A critic that starts from what the policy knows: a copy of the policy's transformer.
+
+        Raises:
+            ValueError: a policy with an adapter of peft's.
+        """
+        if hasattr(policy, "peft_config"):
+            raise ValueError("the policy has an adapter, which a critic of its own has no use for: give a ValueHead")
         return cls(copy.deepcopy(cast(PreTrainedModel, policy.base_model)))
 
     def forward(self, token_ids_BS: Tensor, attention_mask_BS: Tensor, response_length: int) -> Tensor:

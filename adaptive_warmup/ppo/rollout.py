@@ -202,6 +202,10 @@ def _write(
         if not keeps_keys(held):
             raise ValueError(f"{type(policy).__name__} keeps no keys in its cache: give a policy with attention")
         if value_head is not None:
+            if output.hidden_states[-1].dim() != 3:
+                raise ValueError(
+                    f"{type(policy).__name__} has no hidden states that a ValueHead reads: use a ValueModel"
+                )
             values.append(value_head(output.hidden_states[-1][:, -1:]))
         sampled_B, logprobs_B = _sample(output.logits[:, -1], temperature, generator)
         logprobs.append(logprobs_B)
@@ -212,7 +216,8 @@ def _write(
         if cache is None:
             make_room(held, mask_BS.shape[1])
         cache, start = held, end
-    if output.logits.dtype != torch.float32:
+    coarse = policy.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(policy.device.type)
+    if output.logits.dtype != torch.float32 or coarse:  # logits may have been cast up, from states that are coarse
         return None, None
     return torch.stack(logprobs, dim=1), torch.cat(values, dim=1) if values else None
 

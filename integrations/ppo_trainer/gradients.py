@@ -34,6 +34,8 @@ class TwoParts(Checkpoints):
         elif isinstance(optimizer, DummyOptim):  # DeepSpeed makes one, by its config, of these
             groups = [{"params": optimizer.params}]
             optimizer.params = groups + self._of_the_critic(whole, groups)
+        else:
+            _check_given(whole, optimizer)
         return optimizer
 
     def _of_the_critic(self, model: PolicyAndValue, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,12 +108,25 @@ def _warm_up_apart(schedule: Any, steps: int) -> None:
     schedule._last_lr = [group["lr"] for group in groups]
 
 
+def _check_given(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in known:
+            raise ValueError(
+                f"optimizers=({type(optimizer).__name__}, ...) lacks {name}, which would never be trained: give it all"
+                " that is, value_model's as well, or leave optimizers out"
+            )
+
+
 def _risen(shape: Callable[[int], float], steps: int, step: int) -> float:
     return min(1.0, (step + 1) / steps) * shape(step)
 
 
 def _without_warmup(shape: Any) -> Callable[[int], float]:
     """A schedule of transformers' from its peak on."""
-    if "num_warmup_steps" in getattr(shape, "keywords", {}):
-        return partial(shape, num_warmup_steps=0)
+    known = getattr(shape, "keywords", {})
+    if "num_warmup_steps" in known:
+        stable = known.get("num_stable_steps")  # which is counted from the warmup's end
+        longer = {} if stable is None else {"num_stable_steps": stable + known["num_warmup_steps"]}
+        return partial(shape, num_warmup_steps=0, **longer)
     return cast("Callable[[int], float]", shape)

@@ -74,8 +74,13 @@ class AdapterOff:
 
     def __call__(self, **inputs: Any) -> Any:
         """As the policy's, without the adapter."""
-        with self.policy.disable_adapter():
-            return self.policy(**inputs)
+        wanted = [(parameter, parameter.requires_grad) for parameter in self.policy.parameters()]
+        try:
+            with self.policy.disable_adapter():
+                return self.policy(**inputs)
+        finally:  # peft leaves all of the adapter to be trained
+            for parameter, trained in wanted:
+                parameter.requires_grad_(trained)
 
 
 def is_peft(model: Any) -> bool:
@@ -107,12 +112,28 @@ def make_policy(model: PreTrainedModel | str, init: dict[str, Any], peft_config:
 def make_reference(model: PreTrainedModel | str | None, policy: PreTrainedModel, init: dict[str, Any]) -> LanguageModel:
     """The reference, frozen: what is given, else the policy without its adapter, else a copy of the policy."""
     if model is None and is_peft(policy):
+        _check_adapter(policy)
         return AdapterOff(policy)
     if isinstance(model, str):
         model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, **init))
     reference = with_fused_gelu(copy.deepcopy(policy) if model is None else model)
     check_apart(policy, reference)
     return cast(PreTrainedModel, reference.train(False).requires_grad_(False).to(policy.device))
+
+
+def _check_adapter(policy: Any) -> None:
+    """Raise ValueError where more than the adapter is trained: without it the policy would not be the reference."""
+    from peft import get_peft_model_state_dict
+
+    if (bias := getattr(policy.active_peft_config, "bias", "none")) != "none":
+        raise ValueError(f"peft_config has bias={bias!r}: those are the reference's too; say 'none', or give ref_model")
+    own = {tensor.data_ptr() for tensor in get_peft_model_state_dict(policy, save_embedding_layers=False).values()}
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad and parameter.data_ptr() not in own:
+            raise ValueError(
+                f"{name} is trained and no part of the adapter, so that the reference would move with it, and no"
+                " checkpoint would hold it: freeze it, or name it in the adapter's modules_to_save"
+            )
 
 
 def make_critic(
@@ -131,11 +152,19 @@ def make_critic(
 
 
 def without_dropout(module: nn.Module) -> nn.Module:
-    """`module` with every dropout at 0: with it the policy that is updated would not be the one that sampled."""
+    """`module` with every dropout at 0: with it the policy that is updated would not be the one that sampled.
+
+    Raises:
+        ValueError: experts that are chosen at random while it trains.
+    """
     for part in module.modules():
+        if hasattr(part, "router_jitter_noise"):  # it counts without training as well, so 0 would be another model
+            raise ValueError(f"{type(part).__name__} chooses its experts at random in training: PPO cannot train that")
         for name, value in vars(part).items():
-            if isinstance(value, float) and (name == "p" or "drop" in name):
+            if isinstance(value, float) and (name in ("p", "jitter_noise") or "drop" in name):
                 setattr(part, name, 0.0)
+            elif isinstance(value, dict) and "dropout" in name:  # peft's, by adapter
+                value.update({key: 0.0 for key, one in value.items() if isinstance(one, float)})
     return module
 
 

@@ -72,19 +72,23 @@ def problem(row: Any, tokenizer: PreTrainedTokenizerBase, column: str | None = N
         return row
     prompt = row["prompt"]
     if not isinstance(prompt, str):
-        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        ours = prompt[-1]["role"] == "assistant"  # a turn that the policy is to go on with
+        how = {"add_generation_prompt": not ours, "continue_final_message": ours}
+        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, **how))
         begin = tokenizer.bos_token  # which the tokenizer adds by itself
         prompt = text.removeprefix(begin) if begin and _adds(tokenizer, begin) else text
     return Problem(prompt, Row(row) if column is None else row.get(column))
 
 
 def check_prompts(dataset: Sequence[Any], tokenizer: PreTrainedTokenizerBase, limit: int | None, room: int) -> None:
-    """Raise ValueError where a prompt and a completion of `room` tokens go beyond the policy's `limit` of positions."""
-    if limit is None:
-        return
+    """Raise ValueError for an empty prompt, and where one and a completion of `room` tokens go beyond the policy's
+    `limit` of positions.
+    """
     for i in range(len(dataset)):
         prompt = problem(dataset[i], tokenizer).prompt
-        if len(prompt.encode()) + 2 > limit - room:  # a token has a byte at least
+        if not prompt and not tokenizer(prompt)["input_ids"]:
+            raise ValueError(f"the prompt of row {i} is empty: leave it out")
+        if limit is not None and len(prompt.encode()) + 2 > limit - room:  # a token has a byte at least
             length = len(tokenizer(prompt)["input_ids"])
             if length + room > limit:
                 raise ValueError(

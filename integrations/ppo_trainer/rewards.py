@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from adaptive_warmup.integrations.ppo_trainer.prompts import Row
 from adaptive_warmup.ppo.environment import Environment, Problem, Turns
 from adaptive_warmup.ppo.rollout import Episodes
 
+_log = logging.getLogger("adaptive_warmup")
 RewardFunction = Callable[..., Sequence[float | None]]
 
 
@@ -75,7 +78,9 @@ class Scores:
             scores = [sum(weight * reward for weight, reward in row if reward is not None) for row in weighted]
         else:
             columns, pairs = {}, zip(episodes.problems, episodes.responses, strict=True)
-            scores = [self.environment.score(problem, response) for problem, response in pairs]
+            who = f"the environment {type(self.environment).__name__}"
+            told = _numbers(who, [self.environment.score(problem, response) for problem, response in pairs])
+            scores = [0.0 if score is None else score for score in told]
         cut = [not finished for finished in episodes.finished_B.tolist()]
         known = {name: [reward for reward in column if reward is not None] for name, column in columns.items()}
         return [score - self.penalty * missing for score, missing in zip(scores, cut, strict=True)], known
@@ -98,19 +103,26 @@ def _given(episodes: Episodes, state: Any) -> dict[str, Any]:
 
 
 def _rewards(function: RewardFunction, given: dict[str, Any], count: int) -> list[float | None]:
-    found = function(**given)
-    try:
-        rewards = [None if reward is None else float(reward) for reward in found]
-    except TypeError as error:
-        raise TypeError(
-            f"the reward function {_name(function)} returned {found!r}: return a list of numbers"
-        ) from error
+    rewards = _numbers(f"the reward function {_name(function)}", function(**given))
     if len(rewards) != count:
         raise ValueError(
             f"the reward function {_name(function)} returned {len(rewards)} rewards for {count} completions: return one"
             " for each"
         )
     return rewards
+
+
+def _numbers(who: str, found: Any) -> list[float | None]:
+    """As floats; of one that is not finite there is a word, as it costs the updates of the whole rollout."""
+    try:
+        numbers = [None if one is None else float(one) for one in found]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{who} returned {found!r}: return a list of numbers") from error
+    broken = [one for one in numbers if one is not None and not math.isfinite(one)]
+    if broken:
+        words = "%s gave %s for %d of %d completions: no update is made with them; give a finite number, or None"
+        _log.warning(words, who, broken[0], len(broken), len(numbers))
+    return numbers
 
 
 def _names(functions: Sequence[RewardFunction]) -> list[str]:

@@ -177,7 +177,7 @@ class PPOTrainer(RolloutTrainer):
         batch, report = self._assess(rollout)
         for name, known in rewards.items():
             total, count = self._total(report["objective/scores"].new_tensor([sum(known), len(known)])).unbind()
-            report[f"rewards/{name}/mean"] = total / count
+            report[f"rewards/{name}/mean"] = total / count.clamp(min=1.0)
         accumulation = self.args.gradient_accumulation_steps
         return RLStep.begin(self.algorithm, batch, accumulation, report, self.choices, self._total)
 

@@ -140,7 +140,7 @@ def test_policy_and_critic_have_an_lr_each(tmp_path: Path) -> None:
         assert logged(trainer, "value_lr") == [rates[1]] * 2
 
 
-def test_a_score_that_is_not_a_number_costs_one_step(tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_costs_one_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[Any] = []
 
     class Looks(TrainerCallback):
@@ -148,13 +148,14 @@ def test_a_score_that_is_not_a_number_costs_one_step(tmp_path: Path) -> None:
             seen.append(weights(trainer))
 
     def broken(completion_ids: Any, trainer_state: Any, **_: Any) -> list[float]:
-        return [math.nan] * 8 if trainer_state.global_step == 1 else low_bytes(completion_ids)
+        return [math.nan, *[1.0] * 7] if trainer_state.global_step == 1 else low_bytes(completion_ids)
 
     trainer = make(tmp_path, parts={"reward_funcs": broken, "callbacks": [Looks()]}, max_steps=3)
     trainer.train()
     assert same(seen[1], seen[0])
     assert not same(seen[2], seen[1])
     assert logged(trainer, "skipped_updates") == [0.0, 1.0, 0.0]
+    assert "the reward function broken gave nan for 1 of 8 completions: no update is made with them" in caplog.text
 
 
 def test_rewards_whitened_have_variance_one(tmp_path: Path) -> None:

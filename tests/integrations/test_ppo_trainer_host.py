@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -285,10 +286,11 @@ def test_bad_input_that_shows_as_it_trains(tmp_path: Path) -> None:
     short = {"reward_funcs": lambda completions, **_: [1.0]}
     with pytest.raises(ValueError, match=r"<lambda> returned 1 rewards for 8 completions: return one for each"):
         make(tmp_path, parts=short).train()
-    policy = model()
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
-    trainer = make(tmp_path, policy, parts={"optimizers": (optimizer, None)}, value_warmup_steps=3)
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    policy, head = model(), ValueHead(32)
+    lacking, whole = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (policy, nn.ModuleList([policy, head])))
+    with pytest.raises(ValueError, match=r"optimizers=\(SGD, \.\.\.\) lacks critic\.weight_D, which"):
+        make(tmp_path, policy, parts={"value_model": head, "optimizers": (lacking, None)}).train()
+    trainer = make(tmp_path, policy, parts={"value_model": head, "optimizers": (whole, None)}, value_warmup_steps=3)
     with pytest.raises(ValueError, match="value_warmup_steps=3: it needs the optimizer that PPOTrainer makes, and a"):
         trainer.train()
     with pytest.raises(ValueError, match="the reference shares parameters with the policy"):

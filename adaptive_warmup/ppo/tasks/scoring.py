@@ -7,7 +7,7 @@ import string
 
 SEARCH = re.compile(r"<search>([^<]*)</search>\s*$")
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-TURN = r"<search>[^<]+</search><information>[^<]*</information>"
+TURN = r"<search>[^<]+</search>\s*<information>[^<]*</information>\s*"
 WELL_FORMED = re.compile(rf"({TURN})*<answer>[^<]+</answer>\s*")
 ARTICLE = re.compile(r"\b(a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

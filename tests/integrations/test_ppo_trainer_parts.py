@@ -1,0 +1,119 @@
+"""`PPOTrainer` with parts of other kinds: adapters, experts, schedules, prompts, stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoHaConfig, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, MixtralConfig, PhimoeConfig
+
+from adaptive_warmup.integrations.ppo_trainer.model import AdapterOff
+from adaptive_warmup.integrations.ppo_trainer.prompts import check_prompts, problem
+from adaptive_warmup.ppo.dialogue import Dialogue, Episode
+from adaptive_warmup.ppo.environment import Problem
+from adaptive_warmup.ppo.model import ValueModel
+from tests.integrations.ppo_trainers import make
+from tests.integrations.tiny import logged, model, tokenizer
+
+TARGETS = ["q_proj", "v_proj"]
+EXPERTS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+EXPERTS |= {"num_key_value_heads": 1, "num_local_experts": 4, "max_position_embeddings": 64}
+
+
+def test_what_the_reference_shares_with_the_policy_is_not_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"peft_config has bias='all': those are the reference's too"):
+        make(tmp_path, parts={"peft_config": LoraConfig(target_modules=TARGETS, bias="all")})
+    policy = get_peft_model(model(), LoraConfig(target_modules=TARGETS, modules_to_save=["lm_head"]))
+    make(tmp_path, policy)
+    opened = next(parameter for name, parameter in policy.named_parameters() if "layernorm" in name)
+    opened.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"layernorm\.weight is trained and no part of the adapter, so that the"):
+        make(tmp_path, policy)
+
+
+def test_what_is_frozen_of_an_adapter_stays_so_once_the_reference_was_asked() -> None:
+    policy = get_peft_model(model(), LoraConfig(target_modules=TARGETS))
+    for name, parameter in policy.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in policy.parameters()]
+    AdapterOff(policy)(input_ids=torch.tensor([[3, 4]]))
+    assert [parameter.requires_grad for parameter in policy.parameters()] == before
+
+
+def experts(**settings: Any) -> Any:
+    ids = {"vocab_size": len(tokenizer()), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    return MixtralConfig(**EXPERTS, **ids, **settings)
+
+
+@pytest.mark.parametrize("kind", ["experts", "adapter"])
+def test_no_noise_of_any_kind_lies_between_the_policy_that_samples_and_the_one_that_is_updated(
+    tmp_path: Path, kind: str
+) -> None:
+    """At lr 0, whose ratios are thus 1."""
+    policy = AutoModelForCausalLM.from_config(experts(router_jitter_noise=0.1)) if kind == "experts" else None
+    parts: dict[str, Any] = {}
+    if kind == "adapter":
+        parts["peft_config"] = LoHaConfig(r=8, alpha=64, target_modules=TARGETS, rank_dropout=0.5, init_weights=False)
+    trainer = make(tmp_path, policy, parts=parts, max_steps=2, learning_rate=0.0, value_learning_rate=0.0)
+    trainer.train()
+    assert logged(trainer, "val/ratio") == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+def test_experts_that_are_chosen_at_random_are_refused(tmp_path: Path) -> None:
+    ids = {"vocab_size": len(tokenizer()), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    with pytest.raises(ValueError, match="chooses its experts at random in training: PPO cannot train that"):
+        make(tmp_path, AutoModelForCausalLM.from_config(PhimoeConfig(**EXPERTS, **ids)))
+
+
+def test_the_critic_s_own_warmup_keeps_the_rest_of_a_warmup_stable_decay(tmp_path: Path) -> None:
+    shape = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 4}}
+    rates = {"learning_rate": 1e-3, "value_learning_rate": 1e-3, "warmup_steps": 4, "value_warmup_steps": 1}
+    trainer = make(tmp_path, max_steps=10, **shape, **rates)
+    trainer.train()
+    policy, critic = logged(trainer, "learning_rate"), logged(trainer, "value_lr")
+    assert critic[:4] == [1e-3] * 4
+    assert critic[4:] == policy[4:]
+    assert 0.0 < policy[-1] < policy[-4]
+
+
+def test_a_critic_of_its_own_is_no_copy_of_a_policy_with_an_adapter() -> None:
+    policy: Any = get_peft_model(model(), LoraConfig(target_modules=TARGETS))
+    with pytest.raises(ValueError, match=r"the policy has an adapter.*give a ValueHead"):
+        ValueModel.copy_of(policy)
+
+
+def test_a_stop_that_is_the_end_of_the_text_asks_the_environment() -> None:
+    """As an end of turn is, which is what the tokenizer of a chat model ends with."""
+
+    class Chat:
+        stops = (tokenizer().eos_token,)
+        max_turns = 1
+
+        def reply(self, problem: Problem, response: str) -> str | None:
+            return "b"
+
+    dialogue, episode = Dialogue(tokenizer(), Chat(), [tokenizer().eos_token_id]), Episode(Problem("a", ""))
+    dialogue.advance(episode, tokenizer().convert_tokens_to_ids("a"))
+    dialogue.advance(episode, tokenizer().eos_token_id)
+    assert not episode.done
+    assert episode.replies == 1
+    assert dialogue.advance(episode, 0) == tokenizer().convert_tokens_to_ids("b")
+
+
+def test_a_conversation_that_has_begun_the_answer_goes_on_with_it() -> None:
+    chat = tokenizer()
+    chat.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}.{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    asked, begun = [{"role": "user", "content": "q"}], {"role": "assistant", "content": "x"}
+    assert problem({"prompt": asked}, chat).prompt == "<user>q.<a>"
+    assert problem({"prompt": [*asked, begun]}, chat).prompt == "<user>q.<assistant>x"
+
+
+def test_an_empty_prompt_is_found_before_its_turn_comes() -> None:
+    with pytest.raises(ValueError, match="the prompt of row 1 is empty: leave it out"):
+        check_prompts([{"prompt": "a"}, {"prompt": ""}], tokenizer(), None, 8)
