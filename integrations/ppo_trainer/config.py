@@ -92,7 +92,11 @@ class PPOConfig(TrainingArguments):
         ),
     )
     local_rollout_forward_batch_size: int | None = field(
-        default=None, metadata=_says("Episodes in one forward without gradients; None: per_device_train_batch_size.")
+        default=None,
+        metadata=_says(
+            "Episodes in one forward that measures; sampling takes all of a process at once."
+            " None: per_device_train_batch_size."
+        ),
     )
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
