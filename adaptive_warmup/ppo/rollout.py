@@ -246,6 +246,8 @@ def tokenise(
     if not prompts:
         raise ValueError("rollout got no problems: give it at least one")
     found: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+    if tokenizer("")["input_ids"][-1:] == [tokenizer.eos_token_id]:  # it ends every text, and this one goes on
+        found = [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in found]
     for prompt, token_ids in zip(prompts, found, strict=True):
         if not token_ids:
             raise ValueError(f"the prompt {prompt!r} has no tokens: a policy needs at least one to continue")

@@ -108,6 +108,9 @@ class PPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.remove_unused_columns = False  # they are for the reward functions
+        if self.neftune_noise_alpha is not None:
+            words = "the policy that is updated would not be the one that sampled; leave it out"
+            raise ValueError(f"neftune_noise_alpha={self.neftune_noise_alpha!r}: {words}")
         for name in ("vf_coef", "missing_eos_penalty"):
             if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a finite number, 0 or more")

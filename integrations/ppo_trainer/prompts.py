@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from adaptive_warmup.ppo.environment import Problem
 from adaptive_warmup.ppo.generators import permutation
+
+_log = logging.getLogger("adaptive_warmup")
 
 
 class Row(dict[str, Any]):
@@ -48,8 +51,12 @@ class RolloutSampler(Sampler[int]):
                 yield from order[start : start + self.episodes]
 
 
-def check_dataset(dataset: Any, name: str) -> None:
-    """Raise ValueError unless it is a sized dataset of problems, or of rows with a column `prompt`."""
+def check_dataset(dataset: Any, name: str, scored: bool = False) -> None:
+    """Raise ValueError unless it is a sized dataset of problems, or of rows with a column `prompt`.
+
+    Args:
+        scored: by an environment, which is given the column `answer`: without one there is a warning.
+    """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ValueError(
             f"{name} is a {type(dataset).__name__}, of no known length: give one with a length and rows by number,"
@@ -61,6 +68,9 @@ def check_dataset(dataset: Any, name: str) -> None:
     if not isinstance(row, Problem) and not (isinstance(row, Mapping) and "prompt" in row):
         found = f"the columns {', '.join(map(repr, row))}" if isinstance(row, Mapping) else repr(row)
         raise ValueError(f"{name} has {found}, and no column 'prompt': rename the one that has the prompts")
+    if scored and not isinstance(row, Problem) and "answer" not in row:
+        columns = ", ".join(map(repr, row))
+        _log.warning("%s has the columns %s, and no 'answer': the environment is given None for it", name, columns)
 
 
 def problem(row: Any, tokenizer: PreTrainedTokenizerBase, column: str | None = None) -> Problem:

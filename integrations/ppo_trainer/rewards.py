@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import nn
+
 from adaptive_warmup.integrations.ppo_trainer.prompts import Row
 from adaptive_warmup.ppo.environment import Environment, Problem, Turns
 from adaptive_warmup.ppo.rollout import Episodes
@@ -53,10 +55,12 @@ class Scores:
                 f"reward_funcs={functions!r} and environment={environment!r}: give one of the two, functions"
                 " f(prompts, completions, **columns) -> list of floats, or an Environment that scores"
             )
-        listed = [functions] if callable(functions) else list(functions or ())
+        listed = [functions] if callable(functions) or isinstance(functions, str) else list(functions or ())
         for function in listed:
             if not callable(function):
                 raise TypeError(f"reward_funcs has {function!r}: give functions, or leave it out")
+            if isinstance(function, nn.Module):
+                raise TypeError(f"reward_funcs has a {type(function).__name__}: give a function that asks the model")
         if weights is not None and len(weights) != len(listed):
             raise ValueError(f"reward_weights={weights!r}: give {len(listed)} of them, one for each reward function")
         self.functions, self.weights, self.penalty = listed, weights or [1.0] * len(listed), penalty or 0.0

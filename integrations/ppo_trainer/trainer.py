@@ -92,7 +92,7 @@ class PPOTrainer(RolloutTrainer):
         policy = make_policy(model, init, peft_config)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config._name_or_path)
         _check_tokenizer(tokenizer)
-        self._check_data(policy, tokenizer, args, train_dataset, eval_dataset)
+        self._check_data(policy, tokenizer, args, train_dataset, eval_dataset, environment is not None)
         if args.n_gpu > 1:
             raise ValueError(f"one process has {args.n_gpu} GPUs: use `accelerate launch`, or CUDA_VISIBLE_DEVICES=0")
         self.algorithm = args.algorithm()
@@ -214,11 +214,13 @@ class PPOTrainer(RolloutTrainer):
             self._metrics["train"].clear()
 
     @staticmethod
-    def _check_data(policy: Any, tokenizer: Any, args: PPOConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    def _check_data(
+        policy: Any, tokenizer: Any, args: PPOConfig, train_dataset: Any, eval_dataset: Any, scored: bool
+    ) -> None:
         evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
             if dataset is not None:
-                check_dataset(dataset, name)
+                check_dataset(dataset, name, scored)
                 limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
                 check_prompts(dataset, tokenizer, limit, args.max_completion_length)
 

@@ -11,7 +11,7 @@ from peft import LoHaConfig, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, MixtralConfig, PhimoeConfig
 
 from adaptive_warmup.integrations.ppo_trainer.model import AdapterOff
-from adaptive_warmup.integrations.ppo_trainer.prompts import check_prompts, problem
+from adaptive_warmup.integrations.ppo_trainer.prompts import check_dataset, check_prompts, problem
 from adaptive_warmup.ppo.dialogue import Dialogue, Episode
 from adaptive_warmup.ppo.environment import Problem
 from adaptive_warmup.ppo.model import ValueModel
@@ -112,6 +112,31 @@ def test_a_conversation_that_has_begun_the_answer_goes_on_with_it() -> None:
     asked, begun = [{"role": "user", "content": "q"}], {"role": "assistant", "content": "x"}
     assert problem({"prompt": asked}, chat).prompt == "<user>q.<a>"
     assert problem({"prompt": [*asked, begun]}, chat).prompt == "<user>q.<assistant>x"
+
+
+def test_rows_without_an_answer_are_told_of_where_an_environment_scores(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": "a", "answers": "b"}]
+    check_dataset(rows, "train_dataset")
+    assert not caplog.text
+    check_dataset(rows, "train_dataset", scored=True)
+    assert "train_dataset has the columns 'prompt', 'answers', and no 'answer'" in caplog.text
+
+
+def test_what_is_no_reward_function_is_told(tmp_path: Path) -> None:
+    def graded(completions: list[str], **columns: Any) -> list[str]:
+        return ["good"] * len(completions)
+
+    for bad, words in (("accuracy", "reward_funcs has 'accuracy'"), (model(), "reward_funcs has a Qwen2ForCausalLM")):
+        with pytest.raises(TypeError, match=words):
+            make(tmp_path, parts={"reward_funcs": bad})
+    trainer = make(tmp_path, parts={"reward_funcs": graded}, max_steps=1)
+    with pytest.raises(TypeError, match=r"the reward function graded returned \['good', .*: return a list of numbers"):
+        trainer.train()
+
+
+def test_noise_in_the_embeddings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"neftune_noise_alpha=5\.0: the policy that is updated would not be the one"):
+        make(tmp_path, neftune_noise_alpha=5.0)
 
 
 def test_an_empty_prompt_is_found_before_its_turn_comes() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -17,6 +19,7 @@ from transformers import (
 )
 
 from adaptive_warmup.ppo import ActorCritic, Problem, ValueHead, response_logprobs, rollout
+from adaptive_warmup.ppo.rollout import tokenise
 
 T, F = True, False
 
@@ -265,6 +268,15 @@ def test_errors_quote_the_value_and_the_remedy(tokenizer, make_policy, copy_task
         rollout(policy, tokenizer, copy_task, [Problem("", "1")], max_response_tokens=2, generator=generator())
     with pytest.raises(ValueError, match=r"max_response_tokens=99 do not fit the policy's 64 positions: shorten"):
         rollout(policy, tokenizer, copy_task, [Problem("1=", "1")], max_response_tokens=99, generator=generator())
+
+
+def test_of_a_tokenizer_that_ends_every_text_a_prompt_is_not_ended(tokenizer, make_policy):
+    ending = copy.deepcopy(tokenizer)
+    eos = ending.eos_token_id
+    template = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", eos)])
+    ending.backend_tokenizer.post_processor = template
+    assert ending("12")["input_ids"][-1] == eos
+    assert tokenise(make_policy(), ending, ["12", "3"], 4) == tokenizer(["12", "3"])["input_ids"]
 
 
 @pytest.mark.parametrize("kind", ["PromptTuning", "PrefixTuning"])
