@@ -68,8 +68,7 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     hold = _hold(config, state, alarms)
     lr = state.factor * signals.lr_scale if signals.kl_lr is None else signals.kl_lr
     if is_finite(kl) and kl > NO_MEASUREMENT and measurable(signals.lr_scale) and 0.0 < lr < math.inf:
-        seen = _seen(config, state, signals, kl / kl_scale(signals.kl_source), lr)
-        move = _toward(config, state, seen, kl, signals, hold)
+        move = _toward(config, state, kl, lr, signals, hold)
     else:
         move = without_kl(config, state, signals, watch, hold)
     again = watch.drop_reports % _CUT_EVERY == 1 and not bounded(move.memory)
@@ -132,14 +131,12 @@ def _worth(state: State, source: KLSource) -> int:
     return 1 if state.law.get("met") else _weight(state, source)
 
 
-def _seen(config: Config, state: State, signals: Signals, kl: float, lr: float) -> Gain:
+def _seen(state: State, signals: Signals, kl: float, lr: float, budget: float) -> Gain:
     """What is now known of the gain. The second of two absurd KLs is no reading gone wrong: it counts whole."""
-    known = gain(state)
-    absurd = _ABSURD * kl_on_target(config.target_at(state.step, signals.kl_source, signals.lr_scale), "post_update",
-                                    signals.lr_scale)  # fmt: skip
-    if min(kl, state.law.get("last", 0.0)) > absurd:
-        return Gain(max(Gain().update(kl, lr).log, known.log), known.count + 1)
-    return known.update(kl, lr, _worth(state, signals.kl_source))
+    known, scale = gain(state), kl_scale(signals.kl_source)
+    if kl > _ABSURD * budget and state.law.get("last", 0.0) > _ABSURD * budget / scale:
+        return Gain(max(Gain().update(kl / scale, lr).log, known.log), known.count + 1)
+    return known.update(kl / scale, lr, _worth(state, signals.kl_source))
 
 
 def _hold(config: Config, state: State, alarms: tuple[Alarm, ...]) -> str | None:
@@ -156,16 +153,17 @@ def _named(alarms: tuple[Alarm, ...], name: str) -> Alarm:
     return next(alarm for alarm in alarms if alarm.name == name)
 
 
-def _toward(config: Config, state: State, seen: Gain, kl: float, signals: Signals, hold: str | None) -> Move:
+def _toward(config: Config, state: State, kl: float, lr: float, signals: Signals, hold: str | None) -> Move:
     """Go to the ceiling in logs, at most `FALL` down, and up by what is allowed; not at all where something holds."""
     target = config.target_at(state.step, signals.kl_source, signals.lr_scale)
+    budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
+    seen = _seen(state, signals, kl, lr, budget)
     ceiling = seen.factor_for(target)
     off = want = math.log(ceiling / state.factor)
     if abs(want) < _SMALL:
         want *= 1.0 - 0.5 ** _weight(state, signals.kl_source)
     nominal = _is_nominal(config, signals.kl_source)
     rise = math.log1p(1.0 / (config.warmup_steps * state.factor)) if nominal else config.rise
-    budget = kl_on_target(target, signals.kl_source, signals.lr_scale)
     held = hold is not None or kl > _ABSURD * budget
     allowed = 0.0 if held else min(_allowed(state, signals, rise), _room(config, state))
     step = max(min(want, allowed), -FALL, math.log(config.floor / state.factor))
