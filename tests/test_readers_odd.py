@@ -132,6 +132,7 @@ def test_a_pipe_is_no_file_to_read_twice(tmp_path: Path) -> None:
         (gzip.compress(b'{"step": 1, "loss": 0.5}\n'), r"a\.log is compressed: gunzip it first"),
         ("step,loss\n1,0.5\n".encode("utf-16"), r"a\.log is in UTF-16: convert it to UTF-8 first"),
     ],
+    ids=["gzip", "utf-16"],  # what gzip writes has the time in it, and would be another id in each process
 )
 def test_what_is_no_text_of_ours_is_told_with_the_remedy(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "a.log").write_bytes(content)

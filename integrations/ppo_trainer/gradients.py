@@ -34,8 +34,6 @@ class TwoParts(Checkpoints):
         elif isinstance(optimizer, DummyOptim):  # DeepSpeed makes one, by its config, of these
             groups = [{"params": optimizer.params}]
             optimizer.params = groups + self._of_the_critic(whole, groups)
-        else:
-            _check_given(whole, optimizer)
         return optimizer
 
     def _of_the_critic(self, model: PolicyAndValue, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -108,7 +106,8 @@ def _warm_up_apart(schedule: Any, steps: int) -> None:
     schedule._last_lr = [group["lr"] for group in groups]
 
 
-def _check_given(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def check_given(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError where a user's optimizer lacks a parameter that is to be trained."""
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in known:

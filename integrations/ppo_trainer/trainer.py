@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from adaptive_warmup.integrations.ppo_trainer.config import PPOConfig
+from adaptive_warmup.integrations.ppo_trainer.gradients import check_given
 from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue, make_critic, make_policy, make_reference
 from adaptive_warmup.integrations.ppo_trainer.prompts import RolloutSampler, check_dataset, check_prompts
 from adaptive_warmup.integrations.ppo_trainer.rewards import RewardFunction, Scores
@@ -111,6 +112,8 @@ class PPOTrainer(RolloutTrainer):
             callbacks=[_Measures(self), *(callbacks or [])],
             optimizers=optimizers,
         )
+        if optimizers[0] is not None:
+            check_given(self.model, optimizers[0])
         if self.accelerator.distributed_type != "DEEPSPEED":  # as newer Trainers have it: else Accelerate divides, too
             self.accelerator.gradient_accumulation_steps = 1
         check_plugin(getattr(self.accelerator.state, "fsdp_plugin", None))
@@ -177,7 +180,8 @@ class PPOTrainer(RolloutTrainer):
         batch, report = self._assess(rollout)
         for name, known in rewards.items():
             total, count = self._total(report["objective/scores"].new_tensor([sum(known), len(known)])).unbind()
-            report[f"rewards/{name}/mean"] = total / count.clamp(min=1.0)
+            if float(count):  # else none of the completions was its to judge
+                report[f"rewards/{name}/mean"] = total / count
         accumulation = self.args.gradient_accumulation_steps
         return RLStep.begin(self.algorithm, batch, accumulation, report, self.choices, self._total)
 
