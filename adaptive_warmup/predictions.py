@@ -114,6 +114,12 @@ def forward_names(model: nn.Module) -> list[str]:
     return list(inspect.signature(inner.forward).parameters)
 
 
+def prompt_learning(model: nn.Module) -> Any:
+    """peft's settings of an adapter that is made of virtual tokens (prompt tuning, and what is like it), or None."""
+    config: Any = getattr(model, "active_peft_config", None)
+    return config if getattr(config, "is_prompt_learning", False) else None
+
+
 def _lead(batch: Mapping[str, Any]) -> Tensor | None:
     return next((t for name, t in batch.items() if isinstance(t, Tensor) and t.dim() > 1 and name != "labels"), None)
 
@@ -161,9 +167,9 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 def _virtual_tokens(model: nn.Module) -> int:
-    """How many positions a model of peft's puts before those of its inputs: prompt tuning does, and what is like it."""
-    config: Any = getattr(model, "active_peft_config", None)
-    if not getattr(config, "is_prompt_learning", False) or config.peft_type == "PREFIX_TUNING":
+    """How many positions a model of peft's puts before those of its inputs."""
+    config = prompt_learning(model)
+    if config is None or config.peft_type == "PREFIX_TUNING":
         return 0  # a prefix lies in the cache
     return int(config.num_virtual_tokens)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from adaptive_warmup.predictions import forward_names
+from adaptive_warmup.predictions import forward_names, prompt_learning
 
 
 def cache_name(policy: PreTrainedModel) -> str:
@@ -21,8 +21,7 @@ def cache_name(policy: PreTrainedModel) -> str:
 
 def check_adapter(policy: PreTrainedModel) -> None:
     """Raise ValueError for prompt tuning and its like: at each token peft would put their virtual tokens before it."""
-    config: Any = getattr(policy, "active_peft_config", None)
-    if getattr(config, "is_prompt_learning", False):
+    if (config := prompt_learning(policy)) is not None:
         raise ValueError(
             f"the adapter is of the kind {config.peft_type.value}, whose virtual tokens do not go with a cache that is"
             " filled token by token: use one that changes weights, such as LoRA"

@@ -112,7 +112,7 @@ def make_policy(model: PreTrainedModel | str, init: dict[str, Any], peft_config:
 def make_reference(model: PreTrainedModel | str | None, policy: PreTrainedModel, init: dict[str, Any]) -> LanguageModel:
     """The reference, frozen: what is given, else the policy without its adapter, else a copy of the policy."""
     if model is None and is_peft(policy):
-        _check_adapter(policy)
+        _check_trained(policy)
         return AdapterOff(policy)
     if isinstance(model, str):
         model = cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(model, **init))
@@ -121,7 +121,7 @@ def make_reference(model: PreTrainedModel | str | None, policy: PreTrainedModel,
     return cast(PreTrainedModel, reference.train(False).requires_grad_(False).to(policy.device))
 
 
-def _check_adapter(policy: Any) -> None:
+def _check_trained(policy: Any) -> None:
     """Raise ValueError where more than the adapter is trained: without it the policy would not be the reference."""
     from peft import get_peft_model_state_dict
 
