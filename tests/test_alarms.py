@@ -109,6 +109,18 @@ def test_a_change_that_is_next_to_nothing_is_no_drop_and_a_new_level_is_taken_in
     assert not alarms  # .1 * .99^460 is a thousandth of the score
 
 
+def test_a_rolling_mean_of_a_steady_score_drops_seldom_once_it_is_known_for_one() -> None:
+    """Of the last 100 answers, 16 of them new, .6 of which are right: its waves are higher than its steps tell."""
+    late = 0
+    for seed in range(20):
+        draws, answers, scores = random.Random(seed), [1.0] * 60 + [0.0] * 40, []
+        for _ in range(600):
+            answers = answers[16:] + [float(draws.random() < 0.6) for _ in range(16)]
+            scores.append(sum(answers) / 100)
+        late += sum(step >= 200 for step, _ in ring([Signals(task_reward=score) for score in scores]))
+    assert late <= 20  # of 8000 steps; by the noise of its steps alone 242
+
+
 def test_a_rare_success_is_no_level_to_drop_from() -> None:
     """64 answers a step of which one in 2,000, 500 or 100 is right, for good: 20 runs of 300 steps each."""
     for rate, most in [(0.0005, 3), (0.002, 5), (0.01, 8)]:

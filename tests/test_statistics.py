@@ -85,6 +85,34 @@ def test_a_glitch_counts_as_little_more_than_noise() -> None:
     assert level.level == pytest.approx(0.8, abs=0.1)
 
 
+def test_a_level_is_less_sure_where_values_hang_together() -> None:
+    level = Level()
+    for step in range(400):
+        level = level.update((0.0, 1.0, 2.0, 1.0)[step % 4])  # turns at each second step: as the sum of many draws
+    assert level.turns == pytest.approx(0.5, abs=0.01)
+    assert level.stretch == pytest.approx((1 + 0.75 * 0.85) / (1 - 0.75 * 0.85) / 0.15)  # rho is at most .85
+    assert level.error**2 == pytest.approx(level.stretch * (level.variance + level.noise) / 7)
+    draws, independent = random.Random(0), Level()
+    for _ in range(400):
+        independent = independent.update(draws.random() ** 3)
+    assert independent.turns == pytest.approx(2 / 3, abs=0.1)
+    assert independent.stretch == 1.0
+
+
+def test_that_values_hang_together_is_believed_late_and_not_on_a_fall() -> None:
+    level, stretches = Level(), []
+    for step in range(300):
+        level = level.update((0.0, 1.0, 2.0, 1.0)[step % 4])
+        stretches.append(level.stretch)
+    assert set(stretches[:100]) == {1.0}
+    assert stretches[-1] > 30.0
+    draws, falling = random.Random(0), Level()
+    for step in range(300):
+        falling = falling.update(draws.gauss(min(0.0, 150 - step), 1.0))
+    assert falling.turns < 0.5  # a fall has no turns
+    assert falling.stretch == 1.0
+
+
 def test_log_scale_of_known_numbers() -> None:
     scale = LogScale()
     for x in (1.0, math.e**2):
