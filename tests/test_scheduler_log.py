@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,6 +109,19 @@ def test_as_the_second_part_of_a_schedule_it_counts_its_own_steps(tmp_path: Path
     drive(SequentialLR(optimizer, [StepLR(optimizer, 2), second], [6]), [{}] * 10)
     run = read(tmp_path / "run.jsonl")
     assert [step["step"] for step in run.steps] == list(range(len(run.steps)))
+    assert [decision.factor for decision in replay(run)] == [step["next"] for step in run.steps]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_a_copy_logs_its_own_steps_from_where_it_was_made(
+    tmp_path: Path, duplicate: Callable[[AdaptiveWarmup], AdaptiveWarmup]
+) -> None:
+    path = tmp_path / "run.jsonl"
+    scheduler = AdaptiveWarmup(optimizer_of(0.5), 10, log=path)
+    lrs = drive(scheduler, lively(5))
+    lrs += drive(duplicate(scheduler), [{"kl": 0.5}] * 4)
+    run = read(path)
+    assert [step["lr"] for step in run.steps] == pytest.approx([lr for (lr,) in lrs], rel=1e-6)
     assert [decision.factor for decision in replay(run)] == [step["next"] for step in run.steps]
 
 
