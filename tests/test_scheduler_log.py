@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, SequentialLR, StepLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LambdaLR,
+    LRScheduler,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
 from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.history import DecisionLog, read, replay
@@ -41,6 +50,25 @@ def test_the_lr_that_is_logged_is_the_one_before_another_scheduler_moved_it(tmp_
         plateau.step(1.0)  # the first metric is the best so far
         scheduler.step()
     assert used == [1.0, 1.0, 0.5, 0.25] == [step["lr"] for step in read(tmp_path / "run.jsonl").steps]
+
+
+BESIDE: dict[str, Callable[[Optimizer], LRScheduler]] = {
+    "cosine": lambda o: CosineAnnealingLR(o, 20),
+    "step": lambda o: StepLR(o, 3, 0.1),
+    "one that lifts it": lambda o: LambdaLR(o, lambda t: 0.9**t),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("tensor", [True, False])
+@pytest.mark.parametrize("name", BESIDE)
+def test_in_a_chain_the_lr_that_is_logged_is_the_one_that_the_update_used(
+    tmp_path: Path, name: str, tensor: bool, first: bool
+) -> None:
+    optimizer = optimizer_of(torch.tensor(0.5) if tensor else 0.5)
+    ours, other = AdaptiveWarmup(optimizer, 10, log=tmp_path / "run.jsonl"), BESIDE[name](optimizer)
+    lrs = drive(ChainedScheduler([ours, other] if first else [other, ours]), [{}] * 12)
+    assert [step["lr"] for step in read(tmp_path / "run.jsonl").steps] == pytest.approx([lr for (lr,) in lrs], rel=1e-6)
 
 
 def test_the_lr_of_a_cut_update_is_logged_as_cut(tmp_path: Path) -> None:
