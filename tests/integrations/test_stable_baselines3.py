@@ -263,6 +263,11 @@ def test_after_an_interruption_a_run_without_us_is_at_its_plain_schedule() -> No
     assert model.policy.optimizer.param_groups[0]["lr"] == PEAK
 
 
+def test_two_on_one_model_are_refused() -> None:
+    with pytest.raises(ValueError, match="two AdaptiveWarmupCallbacks on one model"):
+        ppo().learn(ROLLOUT, callback=[AdaptiveWarmupCallback(4), AdaptiveWarmupCallback(40)])
+
+
 def test_of_epochs_that_the_models_own_target_cut_short_nobody_knows_how_many_updates_they_made() -> None:
     model = ppo(target_kl=1e-9)
     signals = learn(model, 3, AdaptiveWarmupCallback(4)).signals[-1]
