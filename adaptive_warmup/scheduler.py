@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
@@ -186,6 +187,7 @@ class AdaptiveWarmup(LRScheduler):
         """Look at the lrs before each update: another schedule may have moved them since we stepped."""
         ours = weakref.ref(self)  # the optimizer may outlive us
 
+        @torch.compiler.disable  # type: ignore[untyped-decorator]  # no update is compiled anew for it
         def look(*_: Any) -> None:
             if (scheduler := ours()) is not None:
                 scheduler._lrs.see_moves(scheduler.base_lrs, scheduler._factor, stepping=False)

@@ -299,3 +299,20 @@ def test_a_compiled_update_is_not_compiled_anew_as_a_tensor_lr_moves() -> None:
         scheduler.step()
     assert frames == [1] * 25  # a float lr takes two
     assert moves == pytest.approx([1e-3 * (t + 1) / 50 for t in range(25)], rel=0.02)  # Adam moves by lr here
+
+
+@pytest.mark.parametrize("lr", [1e-3, torch.tensor(1e-3)], ids=["float", "tensor"])
+def test_before_a_compiled_update_the_lrs_are_looked_at_without_compiling_that(lr: float | torch.Tensor) -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer = AdamW([parameter], lr=lr)
+    ours, counter = AdaptiveWarmup(optimizer, warmup_steps=50), CompileCounter()
+    scheduler = ChainedScheduler([ours, ExponentialLR(optimizer, 0.9)])
+    compiled = torch.compile(optimizer.step, backend=counter)
+    for t in range(20):
+        compiled()
+        scheduler.step()
+        seen = ours.regulators[0].signals
+        assert seen is not None
+        assert seen.lr_scale == pytest.approx(0.9**t, rel=1e-5)
+    assert counter.frame_count <= (1 if isinstance(lr, torch.Tensor) else 2)
