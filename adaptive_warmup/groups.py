@@ -21,6 +21,7 @@ class GroupLrs:
         self.optimizer = optimizer
         self.scheduled: list[float] = []
         self._written: list[tuple[float, int]] = []  # what we left in the groups, and a tensor's version
+        self._used = 0.0, 0  # sum of the first group's lrs in updates, and how many these were
         self._overruled = False  # said once that another scheduler is at odds with this one
 
     @property
@@ -31,6 +32,7 @@ class GroupLrs:
     def begin(self, lrs: Iterable[float | Tensor]) -> None:
         """Begin with as many groups as the schedules have lrs."""
         self._part()
+        self._used = 0.0, 0
         self.scheduled = [float(lr) for lr in lrs]
         self._written = [(0.0, _UNKNOWN)] * len(self.scheduled)
 
@@ -53,14 +55,30 @@ class GroupLrs:
         for index, lr in enumerate(self.scheduled):
             self.write(index, lr)
 
-    def see_moves(self, bases: Sequence[float | Tensor], factor: Callable[[int], float]) -> None:
-        """An lr that another scheduler moved since we wrote it: that is its schedule, and stays under our factor."""
-        for index, (written, version) in enumerate(self._written):
-            found = self.optimizer.param_groups[index]["lr"]
-            if isinstance(found, Tensor) and found._version == version:
-                continue  # untouched, and known without reading it from the device
-            if found is not written and (lr := float(found)) != written:
-                self._follow(index, lr, float(bases[index]), factor(index))
+    def see_moves(self, bases: Sequence[float | Tensor], factor: Callable[[int], float], stepping: bool = True) -> None:
+        """An lr that another scheduler moved since we wrote it: that is its schedule, and stays under our factor.
+
+        Where it is above what the warmup allows that is said and undone as we step, if ever: in a `SequentialLR` it may
+        be another one's turn.
+        """
+        for index, (written, _) in enumerate(self._written):
+            if (lr := self.found(index)) != written:
+                self._follow(index, lr, float(bases[index]), factor(index), stepping)
+
+    def found(self, index: int) -> float:
+        """The lr that is in a group; of a tensor that nobody has touched, without reading it from its device."""
+        lr, (written, version) = self.optimizer.param_groups[index]["lr"], self._written[index]
+        return written if isinstance(lr, Tensor) and lr._version == version else float(lr)
+
+    def note_update(self) -> None:
+        """An update is about to be made."""
+        total, updates = self._used
+        self._used = total + self.found(0), updates + 1
+
+    def take_used(self, otherwise: float) -> float:
+        """The mean lr of the first group in the updates since the last call; `otherwise` where none was seen."""
+        (total, updates), self._used = self._used, (0.0, 0)
+        return total / updates if updates else otherwise
 
     def take_in(self, bases: list[float | Tensor]) -> int:
         """Groups that were added to the optimizer join in, at the lr that they came with; how many there were."""
@@ -93,11 +111,15 @@ class GroupLrs:
                 group["lr"] = lr.detach().clone()
             seen.add(id(lr))
 
-    def _follow(self, index: int, lr: float, base: float, factor: float) -> None:
+    def _follow(self, index: int, lr: float, base: float, factor: float, stepping: bool) -> None:
         scheduled, written = self.scheduled[index], self._written[index][0]
         moved, top = scheduled * (lr / written) if written else lr / factor, max(scheduled, base)
-        if moved > 1.000001 * top and not self._overruled:
+        if moved > 1.000001 * top:
+            if not stepping:
+                return
+            if not self._overruled:
+                words = "another scheduler set the lr to %.3g where warmup allows %.3g: wrap that one"
+                _log.warning(words, lr, written)
             self._overruled = True
-            _log.warning("another scheduler set the lr to %.3g where warmup allows %.3g: wrap that one", lr, written)
         self.scheduled[index] = min(moved, top)
-        self._written[index] = (lr, _UNKNOWN)
+        self._written[index] = (lr, getattr(self.optimizer.param_groups[index]["lr"], "_version", _UNKNOWN))

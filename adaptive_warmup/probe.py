@@ -81,8 +81,10 @@ class PolicyProbe:
         for name, value in counts.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={quoted(value)} must be a whole number, 1 or more.")
-        if max_cost is not None and not 0.0 < max_cost < 1.0:
-            raise ValueError(f"max_cost={max_cost!r} must be a share of the training's work such as 0.02, or None.")
+        if max_cost is not None and not (isinstance(max_cost, (int, float)) and 0.0 < max_cost < 1.0):
+            raise ValueError(
+                f"max_cost={quoted(max_cost)} must be a share of the training's work such as 0.02, or None."
+            )
         self.sequences, self.positions, self.length, self.every = sequences, positions, length, every
         self.max_cost, self.causal = max_cost, causal
         self.restart()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
@@ -41,8 +44,8 @@ class AdaptiveWarmup(LRScheduler):
             computes the next lr from the last one may instead run beside this one, as in torch's `ChainedScheduler`.
         warmup_steps: the nominal warmup. May be left out where the schedule has one built in.
         log: a `DecisionLog`, or the path of one, to write each step into; of several processes the first one writes,
-            and where groups have controllers of their own, it is the first group's. Its `lr` is what this scheduler
-            left in the first group for the step; of several updates with `check_gradient`, their mean.
+            and where groups have controllers of their own, it is the first group's. Its `lr` is what the updates of the
+            step used in the first group, in the mean, whoever set it.
         settings: those of `Config` by name. Any of them, `warmup_steps` too, may be a list with an entry for each
             param group: each group then has a controller of its own, as actor and critic need.
 
@@ -70,6 +73,7 @@ class AdaptiveWarmup(LRScheduler):
         self._lrs = GroupLrs(optimizer)
         self._shares = Shares()
         super().__init__(optimizer)
+        self._watch_updates()
         self._log = DecisionLog.of(log, lr=float(self.base_lrs[0])) if log is not None else None
         if self._log:
             self._log.open(configs[0])
@@ -122,12 +126,11 @@ class AdaptiveWarmup(LRScheduler):
     def get_lr(self) -> list[Any]:
         """The lr of the next update, which the base class has computed here within `step()`."""
         if self._get_lr_called_within_step:
-            if self.last_epoch == 0:
-                self._begin()
-            else:
-                self._advance()
-            for index, lr in enumerate(self._lrs.scheduled):
-                self._lrs.write(index, lr * self._factor(index), fills=2)  # the base class fills it once more
+            try:
+                self._begin() if self.last_epoch == 0 else self._advance()
+            finally:  # also where a schedule raises, or Ctrl-C comes, while the groups hold lrs without our factor
+                for index, lr in enumerate(self._lrs.scheduled):
+                    self._lrs.write(index, lr * self._factor(index), fills=2)  # the base class fills it once more
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,10 +173,28 @@ class AdaptiveWarmup(LRScheduler):
         self.base_lrs, self._last_lr = list(saved["base_lrs"]), list(saved["_last_lr"])
         self._lrs.restore(saved)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, whose optimizer has no hooks."""
+        vars(self).update(state)
+        self._watch_updates()
+
     @property
     def _make(self) -> str:
         schedule = type(self._schedule).__name__ if self._schedule else "no schedule"
         return f"{'a controller for each' if self.per_group else 'one controller'}, over {schedule}"
+
+    def _watch_updates(self) -> None:
+        """Look at the lrs before each update: another schedule may have moved them since we stepped."""
+        ours = weakref.ref(self)  # the optimizer may outlive us
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]  # no update is compiled anew for it
+        def look(*_: Any) -> None:
+            if (scheduler := ours()) is not None:
+                scheduler._lrs.see_moves(scheduler.base_lrs, scheduler._factor, stepping=False)
+                scheduler._lrs.note_update()
+
+        with suppress(AttributeError):  # an optimizer in name only, as wrappers are, has no hooks
+            self.optimizer.register_step_pre_hook(look)
 
     def _begin(self) -> None:
         """Update 0 is next: at construction, or where SequentialLR comes to us."""
@@ -187,7 +208,7 @@ class AdaptiveWarmup(LRScheduler):
             self._lrs.scheduled = scheduled_lrs(self._schedule)
 
     def _advance(self) -> None:
-        used = self._lrs.scheduled[0] * self._factor(0) * self._regulators[0].cut_share
+        used = self._lrs.take_used(self._lrs.scheduled[0] * self._factor(0) * self._regulators[0].cut_share)
         scales = self._shares.of(self._lrs.scheduled, self.base_lrs)
         for regulator, scale in zip(self._regulators, scales if self.per_group else [max(scales)], strict=True):
             regulator.decide(scale)

@@ -1,7 +1,6 @@
 """`AdaptiveWarmupCallback`: attach it to any `transformers.Trainer`, and its schedule warms up by feedback.
 
-It is no `ExportableState`: those the Trainer may replace by new ones when it resumes, and what the user observes on the
-one that they hold would be lost. How it drives the lr: `driving.py`.
+How it drives the lr: `driving.py`. What is in the Trainer's checkpoints: `stored.py`.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, check_alone, check_place, tap
 from adaptive_warmup.integrations.probing import Choice, TrainerProbe, check_choice
 from adaptive_warmup.integrations.reading import Passing, Read, Reader, check_read, limit, unlimited
+from adaptive_warmup.integrations.stored import Stored
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.quoting import quoted
 from adaptive_warmup.regulator import Regulator, checked
 
 _log = logging.getLogger("adaptive_warmup")
-_KEY, _AT_KEY, _PROBE_KEY = "adaptive_warmup", "adaptive_warmup_at", "adaptive_warmup_probe"  # among the Trainer's
 
 
 class AdaptiveWarmupCallback(TrainerCallback):
@@ -93,6 +92,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._untap = ExitStack()
         self._period = 1  # updates under one decision
         self._lrs: DrivenLrs  # from the begin of training on, as the regulator
+        self._stored: Stored
         self._values, self._passing = Reader(read), Passing()
         self._running = False
         self._too_late = False  # to cut an update once its gradient's norm is known
@@ -137,8 +137,11 @@ class AdaptiveWarmupCallback(TrainerCallback):
         steps = math.ceil(updates / self._period)
         self.regulator = Regulator(Config(**{**self._settings, "warmup_steps": steps}))
         self._attach(trainer)
-        self._resume(state)
-        self._running = True
+        self._stored = Stored(state)
+        self._stored.resume(self.regulator, self._probe, self._period)
+        for signals in self._waiting:
+            self.regulator.observe(**signals)
+        self._waiting, self._running = [], True
         if self._log_to is not None:
             self._log = DecisionLog.of(self._log_to, lr=self._lrs.peak)
             self._log.open(self.regulator.config)
@@ -223,21 +226,6 @@ class AdaptiveWarmupCallback(TrainerCallback):
             raise RuntimeError("AdaptiveWarmupCallback was added while training ran: add it before trainer.train().")
         return self.regulator
 
-    def _resume(self, state: TrainerState) -> None:
-        self._state, self._stored = state, cast("dict[str, Any]", state.stateful_callbacks)
-        saved, probed = self._stored.get(_KEY), self._stored.pop(_PROBE_KEY, None)
-        at = self._stored.get(_AT_KEY, state.global_step)  # a state of another step was left when it went on without us
-        if saved and at == state.global_step > 0:
-            self._regulator.load_state_dict(saved)
-            if self._probe:
-                self._probe.resume(probed)
-        elif state.global_step:
-            self._regulator.restart(at=state.global_step // self._period)
-            _log.info("the checkpoint has no adaptive_warmup state: going on from the nominal warmup")
-        for signals in self._waiting:
-            self._regulator.observe(**signals)
-        self._waiting = []
-
     def _attach(self, trainer: Trainer | None) -> None:
         self._untap.close()
         self._reader = TrainerSignals(self._keys, trainer)
@@ -264,9 +252,7 @@ class AdaptiveWarmupCallback(TrainerCallback):
     def _save(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A checkpoint has the schedule's own lr, also in the midst of a step (SIGTERM), and our state."""
         self._regulator.supply(**self._values.arrived())
-        self._stored |= {_KEY: self._regulator.state_dict(), _AT_KEY: self._state.global_step}
-        if self._probe:
-            self._stored[_PROBE_KEY] = self._probe.state_dict()
+        self._stored.store(self._regulator, self._probe)
         written = self._lrs.put_back()
         saved = original(*args, **kwargs)
         self._lrs.again(written)

@@ -31,10 +31,12 @@ class AdaptiveWarmupCallback(Callback):
 
         trainer = Trainer(callbacks=[AdaptiveWarmupCallback(task_reward="train/score")])
 
-    Before each update it reads what the module has logged since the last one (`self.log("kl", kl)`) under the names of
-    `Signals`, or the names given here, and the gradient norm before clipping: for one pass over the gradients, and the
-    wait for it. An update whose gradient is an outlier is cut, one that is not finite is skipped. Of several processes
-    the first one's signals count for all, for one broadcast an update: log means over them with `sync_dist=True`.
+    Before each update it reads what `training_step` has logged since (`self.log("kl", kl)`), under the names of
+    `Signals` or those given here, and the gradient norm before clipping: for one pass over the gradients, and the wait
+    for it. Of what is logged by step and epoch it reads the steps; what is logged by epoch alone, the epoch's mean,
+    counts for the first update of the next. An update whose gradient is an outlier is cut, one that is not finite is
+    skipped. Of several processes the first one's signals count for all, for one broadcast an update: log means over
+    them with `sync_dist=True`.
 
     Logs `adaptive_warmup/*` (`integrations/figures.py`), of the decision that the update runs under. The state is the
     scheduler's, in Lightning's own checkpoints.
@@ -57,6 +59,8 @@ class AdaptiveWarmupCallback(Callback):
         self._seen: list[dict[str, Tensor]] = []  # by scheduler
         self._waiting: list[list[dict[str, Any]]] = []  # likewise, what the processes are still to agree on
         self._restored: list[list[dict[str, Any]]] = []  # `_waiting` of a checkpoint
+        self._before: dict[str, Tensor] = {}  # what was logged when a validation began
+        self._validated: dict[str, Tensor] = {}  # what one has logged
         self._several = False
         self._schedulers: list[AdaptiveWarmup] = []
 
@@ -128,16 +132,34 @@ class AdaptiveWarmupCallback(Callback):
         if any(scheduler.decision.stop for scheduler in self._schedulers):
             trainer.should_stop = True
 
+    def on_validation_start(self, trainer: Trainer, *args: Any) -> None:
+        """From here on others log."""
+        self._before = self._logged(trainer)
+
+    def on_validation_end(self, trainer: Trainer, *args: Any) -> None:
+        """What a validation has logged under the name of a signal is none of an update."""
+        self._validated |= _changed(self._logged(trainer), self._before)
+
     def _fresh(self, trainer: Trainer, seen: dict[str, Tensor]) -> dict[str, Any]:
-        """What was logged since the last update. Lightning keeps the older values, and makes a tensor for each new one:
-        of those that we hold on to, none can come again at the same place in memory.
-        """
-        logged, fresh = trainer.callback_metrics, {}
-        for name, key in self._metrics.items():
-            value, known = logged.get(key), seen.get(name)
-            if value is not None and (known is None or value.data_ptr() != known.data_ptr()):
-                fresh[name] = seen[name] = value
+        """What was logged since the last update."""
+        fresh = _changed(_changed(self._logged(trainer), seen), self._validated)
+        seen |= fresh
         return fresh
+
+    def _logged(self, trainer: Trainer) -> dict[str, Tensor]:
+        """By signal; of what is logged by step and epoch the step's, beside which Lightning has the epoch's mean."""
+        logged = trainer.callback_metrics
+        found = {name: logged.get(f"{key}_step", logged.get(key)) for name, key in self._metrics.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _changed(logged: dict[str, Tensor], known: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of `logged` is not in `known`. Lightning keeps the older values, and makes a tensor for each new one: of
+    those that we hold on to, none can come again at the same place in memory.
+    """
+    return {
+        name: value for name, value in logged.items() if name not in known or value.data_ptr() != known[name].data_ptr()
+    }
 
 
 def _norm(optimizer: Optimizer, scaler: Any) -> dict[str, Tensor]:

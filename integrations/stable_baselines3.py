@@ -49,7 +49,7 @@ class AdaptiveWarmupCallback(BaseCallback):
         settings: those of `Config` by name.
 
     Raises:
-        TypeError, ValueError: a setting that is unknown or out of range.
+        TypeError, ValueError: a setting that is unknown or out of range; as `learn` begins, two of these on a model.
     """
 
     def __init__(self, warmup_steps: int, **settings: Any) -> None:
@@ -72,6 +72,8 @@ class AdaptiveWarmupCallback(BaseCallback):
         if saved := getattr(self.model, _KEY, None):
             self.regulator.load_state_dict(saved)
         schedule: Any = self.model.lr_schedule
+        if isinstance(schedule, _Warmed) and schedule.at_work:
+            raise ValueError("two AdaptiveWarmupCallbacks on one model would both set the lr: remove one of them.")
         self._schedule = schedule.schedule if isinstance(schedule, _Warmed) else schedule  # left by an exception
         self._peak = max(self._schedule(k / 100) for k in range(101))
         if self._schedule(1.0) < 0.999 * self._peak:
@@ -143,9 +145,13 @@ class _Warmed:
         self.schedule, self._regulator = schedule, regulator
         self._model, self._begun = model, model.start_time  # of this `learn`: an exception may leave us for the next
 
+    @property
+    def at_work(self) -> bool:
+        """Whether the `learn` that runs is the one that it was made for."""
+        return bool(self._model.start_time == self._begun)
+
     def __call__(self, progress_remaining: float) -> float:
-        ours = self._model.start_time == self._begun
-        return self.schedule(progress_remaining) * (self._regulator.decision.factor if ours else 1.0)
+        return self.schedule(progress_remaining) * (self._regulator.decision.factor if self.at_work else 1.0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return copy.copy, (self.schedule,)

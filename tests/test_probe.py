@@ -513,7 +513,15 @@ def test_what_it_cannot_read_turns_it_off(model: nn.Module, batch: Any, words: s
 
 @pytest.mark.parametrize(
     "settings",
-    [{"sequences": 0}, {"positions": -1}, {"length": True}, {"every": 2.5}, {"max_cost": 0.0}, {"max_cost": 2}],
+    [
+        {"sequences": 0},
+        {"positions": -1},
+        {"length": True},
+        {"every": 2.5},
+        {"max_cost": 0.0},
+        {"max_cost": 2},
+        {"max_cost": "2%"},
+    ],
 )
 def test_settings_out_of_range_are_quoted(settings: dict[str, Any]) -> None:
     ((name, value),) = settings.items()

@@ -217,6 +217,21 @@ def test_the_critics_gradient_cuts_only_the_critic() -> None:
 # As a torch scheduler
 
 
+def test_a_schedule_that_breaks_off_leaves_no_lr_above_the_warmup() -> None:
+    """`Ctrl-C` may come there, too, and training go on."""
+
+    def interrupted(step: int) -> float:
+        if step == 3:
+            raise KeyboardInterrupt
+        return 1.0
+
+    scheduler = AdaptiveWarmup(LambdaLR(optimizer_of(1.0), interrupted), warmup_steps=100)
+    drive(scheduler, [{}] * 2)
+    with pytest.raises(KeyboardInterrupt):
+        drive(scheduler, [{}])
+    assert drive(scheduler, [{}] * 2) == [[0.04], [0.05]]
+
+
 def test_get_lr_outside_of_step_changes_nothing() -> None:
     scheduler = AdaptiveWarmup(optimizer_of(1.0), warmup_steps=10)
     scheduler.observe(kl=0.1)

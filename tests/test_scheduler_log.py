@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, SequentialLR, StepLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LambdaLR,
+    LRScheduler,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
 
 from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.history import DecisionLog, read, replay
@@ -38,6 +50,25 @@ def test_the_lr_that_is_logged_is_the_one_before_another_scheduler_moved_it(tmp_
         plateau.step(1.0)  # the first metric is the best so far
         scheduler.step()
     assert used == [1.0, 1.0, 0.5, 0.25] == [step["lr"] for step in read(tmp_path / "run.jsonl").steps]
+
+
+BESIDE: dict[str, Callable[[Optimizer], LRScheduler]] = {
+    "cosine": lambda o: CosineAnnealingLR(o, 20),
+    "step": lambda o: StepLR(o, 3, 0.1),
+    "one that lifts it": lambda o: LambdaLR(o, lambda t: 0.9**t),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("tensor", [True, False])
+@pytest.mark.parametrize("name", BESIDE)
+def test_in_a_chain_the_lr_that_is_logged_is_the_one_that_the_update_used(
+    tmp_path: Path, name: str, tensor: bool, first: bool
+) -> None:
+    optimizer = optimizer_of(torch.tensor(0.5) if tensor else 0.5)
+    ours, other = AdaptiveWarmup(optimizer, 10, log=tmp_path / "run.jsonl"), BESIDE[name](optimizer)
+    lrs = drive(ChainedScheduler([ours, other] if first else [other, ours]), [{}] * 12)
+    assert [step["lr"] for step in read(tmp_path / "run.jsonl").steps] == pytest.approx([lr for (lr,) in lrs], rel=1e-6)
 
 
 def test_the_lr_of_a_cut_update_is_logged_as_cut(tmp_path: Path) -> None:
@@ -106,6 +137,19 @@ def test_as_the_second_part_of_a_schedule_it_counts_its_own_steps(tmp_path: Path
     drive(SequentialLR(optimizer, [StepLR(optimizer, 2), second], [6]), [{}] * 10)
     run = read(tmp_path / "run.jsonl")
     assert [step["step"] for step in run.steps] == list(range(len(run.steps)))
+    assert [decision.factor for decision in replay(run)] == [step["next"] for step in run.steps]
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_a_copy_logs_its_own_steps_from_where_it_was_made(
+    tmp_path: Path, duplicate: Callable[[AdaptiveWarmup], AdaptiveWarmup]
+) -> None:
+    path = tmp_path / "run.jsonl"
+    scheduler = AdaptiveWarmup(optimizer_of(0.5), 10, log=path)
+    lrs = drive(scheduler, lively(5))
+    lrs += drive(duplicate(scheduler), [{"kl": 0.5}] * 4)
+    run = read(path)
+    assert [step["lr"] for step in run.steps] == pytest.approx([lr for (lr,) in lrs], rel=1e-6)
     assert [decision.factor for decision in replay(run)] == [step["next"] for step in run.steps]
 
 

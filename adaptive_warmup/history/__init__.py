@@ -4,8 +4,8 @@ The first line tells what the run is; line t + 1 holds the signals of update t, 
 was taken on them. Fed through the controller again, the signals give the same decisions bit for bit. The lines:
 
 - a start: `adaptive_warmup` (the format), `step` (the update that comes next), `versions`, `host`, `config`, `about`,
-  and `state`, the controller's, where that is not the one of a new run. A run that resumes writes another one, and what
-  stands before it on its step and later ones is superseded.
+  and `state`, the controller's, where that is not the one of a new run. A run that resumes writes another one, as does
+  one that finds its file changed by others; what stands before it on its step and later ones is superseded.
 - a step: `step`, `lr`, `signals` (those reported), `next` (the factor decided for the next step), `phase`, `reasons`,
   and where they apply `ceiling` (left out where it is `next`, at the ceiling), `ends` (the step at which the warmup
   should finish), `alarms` (name and sentence; the name alone while it goes on), `metrics`.

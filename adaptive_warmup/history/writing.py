@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from io import FileIO
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from adaptive_warmup import __version__, controller
 from adaptive_warmup.controller import Config, State
+from adaptive_warmup.history.appending import Appended
 from adaptive_warmup.history.existing import Existing
 from adaptive_warmup.history.parsing import FORMAT
 from adaptive_warmup.regulator import Regulator
@@ -31,7 +31,9 @@ class DecisionLog:
 
     An existing log of the same run (the same `config` and `about`) is never replaced: what comes is appended, and steps
     that are done again count as they were done last. Of several processes the first one writes. A disk that is full,
-    read-only or gone costs the log, never the run: one warning, and training goes on.
+    read-only or gone costs the log, never the run: one warning, and training goes on. A file that others have written
+    into, cut short or taken away: one warning, and a new start. A copy of this, by `copy` or `pickle`, goes on in the
+    file as a run does that resumes.
 
     Args:
         path: the file; its folder is made.
@@ -49,11 +51,11 @@ class DecisionLog:
     ) -> None:
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes!r} must be positive, such as 100_000_000; None for no limit.")
-        self._first = self._path = Path(path)
+        self._first = Path(path)
+        self._file = Appended(self._first)
         self._about, self._max_bytes = json.loads(json.dumps(about)), max_bytes
         self._config: Config | None = None
-        self._file: FileIO | None = None
-        self._torn = self._warned = False  # the last line lacks its end; the disk was complained of
+        self._warned = self._shared = False  # the disk was complained of; that others write here, too
         self._after: State | None = None  # that the next step follows on, if there is to be no other start
         self._last: int | None = None  # step in the file
         self._alarms: list[str] = []  # of the step before
@@ -71,19 +73,19 @@ class DecisionLog:
         Raises:
             ValueError: as the class.
         """
-        if self._first.is_dir():
-            raise ValueError(f"{self._first} is a folder: name a file in it, such as {self._first / 'run.jsonl'}.")
         self.close()
         self._config = config
-        if not _first_process():
-            return
         try:
+            if self._first.is_dir():
+                raise ValueError(f"{self._first} is a folder: name a file in it, such as {self._first / 'run.jsonl'}.")
+            if not _first_process():
+                return
             found = Existing.find(self._first, config, self._about)
         except OSError as error:
             self._complain(error)
             return
         if found:
-            self._path, self._torn, self._last = found
+            self._file, self._last = Appended(found.path, found.torn), found.last
         elif self._append(self._start(start := controller.start(config))):
             self._after = start
 
@@ -102,6 +104,8 @@ class DecisionLog:
             self.open(regulator.config)
         if not _first_process():
             return
+        if self._file.changed:
+            self._part_from_others()
         if self._after is not regulator.before and self._after != regulator.before and not self._go_on(regulator):
             return
         step = regulator.decision.step - 1
@@ -109,7 +113,7 @@ class DecisionLog:
         line |= self._decided(regulator) | _metrics(metrics)
         self._after = regulator.state if self._append(line) else None
         self._last, self._alarms = step, [alarm.kind for alarm in regulator.decision.alarms]
-        if self._max_bytes and self._file and self._file.tell() >= self._max_bytes:
+        if self._max_bytes and self._file.size >= self._max_bytes:
             self._rotate(regulator.state)
 
     def add(self, **metrics: float) -> None:
@@ -119,9 +123,10 @@ class DecisionLog:
 
     def close(self) -> None:
         """Close the file; the next step opens it again."""
-        if self._file:
-            self._file.close()
-        self._file = None
+        self._file.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), max_bytes=self._max_bytes, **self._about), (self._first,)
 
     def __enter__(self) -> DecisionLog:
         return self
@@ -129,12 +134,19 @@ class DecisionLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def _part_from_others(self) -> None:
+        """Close the file, and have the next step begin with a start, which holds whatever stands before it."""
+        if not self._shared:
+            _log.warning("others have changed %s: a new start is made in it; name a file for each run", self._file.path)
+        self._shared, self._after = True, None
+        self.close()
+
     def _go_on(self, regulator: Regulator) -> bool:
         """The step follows on no line of ours: the run begins or resumes here, or steps could not be written."""
         at = regulator.before.step
         if self._last is not None and at <= self._last:
             words = "%s: the run goes on at step %d; steps %d to %d, logged before, are superseded (their lines stay)"
-            _log.warning(words, self._path, at, at, self._last)
+            _log.warning(words, self._file.path, at, at, self._last)
         self._alarms = []
         return self._append(self._start(regulator.before))
 
@@ -161,37 +173,28 @@ class DecisionLog:
 
     def _rotate(self, state: State) -> None:
         """The next file is there before this one points to it."""
-        old, number = self._path, 2
+        old, number = self._file, 2
         while (new := self._first.with_name(f"{self._first.name}.{number}")).exists():
             number += 1
-        self.close()
-        self._path = new
-        begun = self._append(self._start(state) | {"continues": old.name})
-        self.close()
-        self._path = old
+        self._file = Appended(new)
+        begun = self._append(self._start(state) | {"continues": old.path.name})
+        self._file, following = old, self._file
         if begun and self._append({"continued_in": new.name}):
-            self.close()
-            self._path, self._alarms = new, []
+            self._file, self._alarms, following = following, [], old
+        following.close()
 
     def _append(self, content: Mapping[str, Any]) -> bool:
         """Whether the line is in the file."""
-        line = json.dumps(content, separators=(",", ":")).encode() + b"\n"
         try:
-            if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = FileIO(self._path, "ab")
-            line = b"\n" + line if self._torn else line
-            self._torn = self._file.write(line) != len(line)
-            if self._torn:
-                raise OSError(errno.ENOSPC, "no space left")
+            self._file.append(json.dumps(content, separators=(",", ":")).encode() + b"\n")
         except OSError as error:
-            self._torn = True
             self._complain(error)
-        return not self._torn
+            return False
+        return True
 
     def _complain(self, error: OSError) -> None:
         if not self._warned:
-            _log.warning("the decision log %s cannot be written (%s); training goes on", self._path, error)
+            _log.warning("the decision log %s cannot be written (%s); training goes on", self._file.path, error)
         self._warned = True
 
 

@@ -73,7 +73,8 @@ def fit(module: Line, loader: Any = None, *callbacks: Any, ckpt: Any = None, **s
     defaults = {"logger": False, "enable_checkpointing": False, "max_epochs": 1}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
     trainer = Trainer(callbacks=[warmup, *callbacks], **{**defaults, **quiet, **settings})
-    trainer.fit(module, loader or batches(), ckpt_path=ckpt, weights_only=False if ckpt else None)
+    loaders = loader if isinstance(loader, dict) else {"train_dataloaders": loader or batches()}
+    trainer.fit(module, **loaders, ckpt_path=ckpt, weights_only=False if ckpt else None)
     return warmup
 
 
@@ -102,6 +103,37 @@ def test_a_value_that_was_logged_once_counts_once() -> None:
     module = Line(every=3)
     fit(module)
     assert [signals.kl is not None for signals in module.signals] == [i % 3 == 0 for i in range(8)]
+
+
+class Scored(Line):
+    """Logs the number of the batch as the score, every third time, in two epochs; a validation's score is far lower."""
+
+    def __init__(self, **logged: bool) -> None:
+        super().__init__()
+        self.logged, self.count = logged, 0
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        if self.count % 3 == 0:
+            self.log("task_reward", float(self.count), **self.logged)
+        self.count += 1
+        return super().training_step(batch, index)
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("task_reward", -100.0)
+
+
+@pytest.mark.parametrize("logged", [{}, {"on_step": True, "on_epoch": True}], ids=["by step", "by step and epoch"])
+def test_neither_an_epochs_mean_nor_a_validations_score_is_one_of_an_update(logged: dict[str, bool]) -> None:
+    module = Scored(**logged)
+    validated = {"val_check_interval": 2, "num_sanity_val_steps": 1}
+    fit(module, {"train_dataloaders": batches(4), "val_dataloaders": batches(2)}, max_epochs=2, **validated)
+    assert [signals.task_reward for signals in module.signals] == [0.0, None, None, 3.0, None, None, 6.0, None]
+
+
+def test_of_what_is_logged_by_epoch_alone_the_mean_counts_once() -> None:
+    module = Scored(on_step=False, on_epoch=True)
+    fit(module, batches(4), max_epochs=2)
+    assert [signals.task_reward for signals in module.signals] == [None] * 4 + [1.5] + [None] * 3
 
 
 def test_the_gradient_norm_is_the_one_before_clipping() -> None:

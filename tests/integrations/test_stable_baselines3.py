@@ -162,6 +162,37 @@ def test_returns_and_what_is_logged_are_observed() -> None:
         assert np.isfinite([signals.loss, signals.explained_variance]).all()
 
 
+class Ended(BaseCallback):
+    """The returns of the episodes that ended in each rollout, and the mean over the last hundred that is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returns: list[list[float]] = []
+        self.rolling: list[float] = []
+
+    def _on_rollout_start(self) -> None:
+        self.returns.append([])
+
+    def _on_step(self) -> bool:
+        self.returns[-1] += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.rolling.append(np.mean([episode["r"] for episode in self.model.ep_info_buffer] or [np.nan]))
+
+
+def test_the_task_reward_is_of_the_rollouts_own_episodes_and_no_rolling_mean() -> None:
+    """Values of a rolling mean hang together, and the noise that a drop is judged by would be taken for less."""
+    warmup, ended = AdaptiveWarmupCallback(4, target_kl=0.02), Ended()
+    record = Record(warmup)
+    ppo(n_steps=16).learn(10 * ROLLOUT, callback=[warmup, record, ended])
+    rewards = [signals.task_reward for signals in record.signals[1:]]
+    assert rewards == [np.mean(returns) if returns else None for returns in ended.returns]
+    assert None in rewards, "in some of them no episode ended"
+    of_both = [pair for pair in zip(rewards, ended.rolling, strict=True) if pair[0] is not None]
+    assert np.mean([abs(reward / rolling - 1.0) > 0.1 for reward, rolling in of_both]) > 0.5
+
+
 def test_the_log_shows_each_factor_beside_the_lr_that_it_made(tmp_path: Path) -> None:
     model = ppo()
     model.set_logger(configure(str(tmp_path), ["json"]))
@@ -230,6 +261,11 @@ def test_after_an_interruption_a_run_without_us_is_at_its_plain_schedule() -> No
         model.learn(9 * ROLLOUT, callback=[AdaptiveWarmupCallback(40), Break()])
     model.learn(2 * ROLLOUT, reset_num_timesteps=False)
     assert model.policy.optimizer.param_groups[0]["lr"] == PEAK
+
+
+def test_two_on_one_model_are_refused() -> None:
+    with pytest.raises(ValueError, match="two AdaptiveWarmupCallbacks on one model"):
+        ppo().learn(ROLLOUT, callback=[AdaptiveWarmupCallback(4), AdaptiveWarmupCallback(40)])
 
 
 def test_of_epochs_that_the_models_own_target_cut_short_nobody_knows_how_many_updates_they_made() -> None:
