@@ -150,7 +150,7 @@ def replay(past: Past, given: Setup) -> Iterator[Moment]:
         lr_scale = float(used) / factor if used > 0.0 else 0.0
         if is_finite(kl := values.get("kl")) and (math.isnan(used) or (kl <= 0.0 and index < last)):
             del values["kl"]  # of nobody knows which lr, or rounded to nothing
-        signals = Signals(**values, kl_source=past.kl_source, lr_scale=lr_scale)
+        signals = Signals(**values, kl_source=past.kl_sources[index], lr_scale=lr_scale)
         state, decision = controller.step(given.config, state, signals)
         yield Moment(
             int(step), signals, factor, float(used), float(own), decision, _bears(given.config, state, decision.ceiling)
@@ -205,5 +205,5 @@ def _assumed(past: Past, rates: Rates, found: int | None, nominal: int) -> Itera
     kl = past.columns.get("kl")
     if kl and (below := int(np.sum(kl.given & (kl.values <= 0.0)))):
         yield f"the KL is zero or below at {below} of {int(kl.given.sum())} steps: no measurement there"
-    if kl and past.kl_source.startswith("in_loop"):
+    if kl and any(source.startswith("in_loop") for source in past.kl_sources):
         yield "a KL read in the loop misses the last update: the ceiling is good to a factor of 2 or so"

@@ -195,7 +195,7 @@ def test_the_console_log_of_verl(tmp_path: Path, dress: str, number: str) -> Non
     assert column(found, "kl") == pytest.approx([0.001 * step for step in range(1, 21)])
     assert column(found, "kl_reward") == pytest.approx([-0.01 * step for step in range(1, 21)])
     assert column(found, "reference_kl") == [-0.25] * 20
-    assert found.past.kl_source == "in_loop"
+    assert found.past.kl_sources[0] == "in_loop"
     assert not found.notes
 
 
@@ -264,13 +264,13 @@ def test_the_kl_of_grpo_is_not_the_size_of_a_step(tmp_path: Path) -> None:
 
 def test_approxkl_is_a_kl_read_in_the_loop(tmp_path: Path) -> None:
     found = read(jsonl(tmp_path / "log.jsonl", [{"step": step, "policy/approxkl_avg": 0.002} for step in range(5)]))
-    assert (taken(found)["kl"], found.past.kl_source) == ("policy/approxkl_avg", "in_loop")
+    assert (taken(found)["kl"], found.past.kl_sources[0]) == ("policy/approxkl_avg", "in_loop")
 
 
 def test_a_kl_after_the_update_goes_before_one_in_the_loop(tmp_path: Path) -> None:
     logs = {"policy/approxkl_avg": 0.002, "policy/kl": 0.02}
     found = read(jsonl(tmp_path / "log.jsonl", [{"step": step, **logs} for step in range(5)]))
-    assert (column(found, "kl")[0], found.past.kl_source) == (0.02, "post_update")
+    assert (column(found, "kl")[0], found.past.kl_sources[0]) == (0.02, "post_update")
     assert found.past.unused["policy/approxkl_avg"] == "policy/kl is taken"
 
 
@@ -279,7 +279,7 @@ def test_the_entropy_loss_of_stable_baselines_is_minus_the_entropy(tmp_path: Pat
     found = read(jsonl(tmp_path / "log.jsonl", [{"step": 2048 * step, **logs} for step in range(1, 5)]))
     assert column(found, "entropy") == [1.4] * 4
     assert taken(found)["kl"] == "train/approx_kl"
-    assert found.past.kl_source == "post_update"  # from four epochs on that is about what it reads
+    assert found.past.kl_sources[0] == "post_update"  # from four epochs on that is about what it reads
     assert found.past.every == 2048
 
 
@@ -375,7 +375,7 @@ def test_a_key_of_the_users_own(tmp_path: Path) -> None:
     path = table(tmp_path / "log.csv", ["step", "d", "entropy", "R"], [[step, 0.02, 1.0, 0.5] for step in range(5)])
     assert set(read(path).past.columns) == {"entropy"}
     found = read(path, {"d": "kl:probe", "R": "task_reward", "entropy": "lr"})
-    assert (taken(found), found.past.kl_source) == ({"kl": "d", "task_reward": "R", "lr": "entropy"}, "probe")
+    assert (taken(found), found.past.kl_sources[0]) == ({"kl": "d", "task_reward": "R", "lr": "entropy"}, "probe")
     with pytest.raises(TypeError, match="Did you mean task_reward"):
         read(path, {"R": "rewards"})
     with pytest.raises(ValueError, match="kl_source='exact' is unknown"):
@@ -392,7 +392,7 @@ def test_a_decision_log_of_our_own(tmp_path: Path) -> None:
             log.write(regulator, lr=0.1 * factor)
     found = read(tmp_path / "run.jsonl")
     assert column(found, "kl") == [0.001 + step for step in range(20)]
-    assert found.past.kl_source == "in_loop"
+    assert found.past.kl_sources[0] == "in_loop"
     assert found.notes == ["with the settings in the log, 20 of its 20 decisions come out the same"]
 
 

@@ -37,13 +37,32 @@ def test_a_kl_whose_source_counts_its_updates(tmp_path: Path, source: str) -> No
             log.write(regulator, lr=1e-5 * share)
     assert max(decided) < 0.9
     found = read(path)
-    assert found.past.kl_source == source
+    assert found.past.kl_sources[0] == source
     base, peak = decision_log.settings(path)
     given = setup(found.past, base, peak, None, None)
     moments = list(replay(found.past, given))
     assert [moment.decision.factor for moment in moments] == pytest.approx(decided, rel=1e-5)
     assert not any(moment.differs for moment in moments)
     assert given.rates.warmup_steps is None  # the slope of an lr that adapts is nobody's setting
+
+
+def test_kls_of_several_sources_by_turns_are_one_signal(tmp_path: Path) -> None:
+    """A step's KL counts as its own source has it: the replay decides as the run did, at every step."""
+    regulator, path, decided = Regulator(Config(10)), tmp_path / "run.jsonl", []
+    with DecisionLog(path, regulator.config) as log:
+        for step in range(40):
+            factor = regulator.decision.factor
+            source, scale = ("post_update", 1.0) if step % 2 else ("in_loop", 0.1)
+            regulator.observe(source, kl=0.05 * scale * factor**2)
+            decided.append(regulator.decide().factor)
+            log.write(regulator, lr=1e-5 * factor)
+    found = read(path)
+    assert found.past.kl_sources == ["in_loop", "post_update"] * 20
+    assert [one.key for one in found.past.taken] == ["signals/kl:post_update or signals/kl:in_loop", "signals/lr"]
+    assert not found.past.unused
+    base, peak = decision_log.settings(path)
+    moments = replay(found.past, setup(found.past, base, peak, None, None))
+    assert [moment.decision.factor for moment in moments] == pytest.approx(decided, rel=1e-5)
 
 
 # --- steps ---
