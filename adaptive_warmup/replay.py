@@ -125,6 +125,7 @@ def setup(
         ValueError: a setting out of its range, or an lr below that in the log.
     """
     rates = _rates(past, lr, warmup_steps)
+    adapted = FACTOR in past.columns and not base  # a host's log of a run of ours
     if base:  # a warmup that adapted has no slope to be seen, and its lr is no schedule's
         own = base.warmup_steps * past.every if base.law == "linear" else None
         rates = replace(rates, warmup_steps=own, factor=past.columns[FACTOR].values)
@@ -137,7 +138,7 @@ def setup(
     config = replace(base, warmup_steps=rows, min_warmup_steps=shortest, law="feedback")
     if target_kl is not None:
         config = replace(config, target_kl=target_kl)
-    return Setup(config, rates, nominal, tuple(_assumed(past, rates, warmup_steps or found, nominal)))
+    return Setup(config, rates, nominal, tuple(_assumed(past, rates, warmup_steps or found, nominal, adapted)))
 
 
 def replay(past: Past, given: Setup) -> Iterator[Moment]:
@@ -187,8 +188,10 @@ def _steps_to_peak(past: Past, used: NDArray[np.float64], ramp: NDArray[np.int64
     return max(round(1.0 / slope), 1)
 
 
-def _assumed(past: Past, rates: Rates, found: int | None, nominal: int) -> Iterator[str]:
+def _assumed(past: Past, rates: Rates, found: int | None, nominal: int, adapted: bool) -> Iterator[str]:
     """What a reader should know before believing the rest."""
+    if adapted:
+        yield "the run was under adaptive warmup, whose lr is taken for its schedule: better replay its decision log"
     if "lr" not in past.columns and np.isnan(rates.used).all():
         yield "the log has no lr, so the KL says nothing about a ceiling: say --warmup-steps (1 for none)"
     elif "lr" not in past.columns:

@@ -309,6 +309,14 @@ def test_an_offline_run_of_wandb(tmp_path: Path) -> None:
         assert not found.notes
 
 
+def test_of_several_runs_of_wandb_each_is_named_as_it_is_found(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"offline-run-{name}").mkdir()
+        (tmp_path / f"offline-run-{name}" / f"run-{name}.wandb").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"several runs \(offline-run-a/run-a.wandb, offline-run-b/run-b.wandb\)"):
+        read(tmp_path)
+
+
 def test_a_wandb_file_that_breaks_off_and_one_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "run-a.wandb").write_bytes(OFFLINE.read_bytes()[:40_100])
     found = read(tmp_path / "run-a.wandb")
@@ -492,12 +500,12 @@ def test_without_steps_lines_are_counted(tmp_path: Path) -> None:
     [
         ("a.log", "", "is empty"),
         ("a.txt", "Dear diary,\ntoday I trained nothing.\n", "no format that is known"),
-        ("a.csv", "step,weather\n1,fair\n", r"none of its keys is known: weather\. Say which is what"),
+        ("a.csv", "step,weather\n1,fair\n", r"none of its keys is a known signal: weather\. Say which is what"),
         ("a.csv", "step,loss\n", "holds no step"),
         ("a.json", '{"log_history": []}', "holds no step"),
         ("a.json", '{"log_history": [{"step": 1}]}', "holds no step"),
         ("a.json", '{\n "name": "x"\n}', "holds no step"),
-        ("a.jsonl", '{"step": 1, "lr": 0.1}\n', "none of its keys is known: lr"),
+        ("a.jsonl", '{"step": 1, "lr": 0.1}\n', "none of its keys is a known signal: lr"),
         ("a.bin", "\0\1\2" * 100, "no format that is known"),
     ],
 )

@@ -114,6 +114,21 @@ def test_an_lr_of_verl_that_begins_at_zero_is_the_steps_own(tmp_path: Path, firs
     assert column(found, "lr")[0] == (None if ahead else 0.0)
 
 
+def test_what_is_odd_of_a_line_is_one_case_whatever_the_number_of_its_keys(tmp_path: Path) -> None:
+    found = read(jsonl(tmp_path / "a.jsonl", [row(step // 2) for step in range(20)]))
+    assert found.notes == [
+        "line 2, line 4, line 6 and 7 more: the same step again: of one step's values the last counts"
+    ]
+
+
+def test_an_lr_that_is_none_is_not_taken(tmp_path: Path) -> None:
+    found = read(
+        jsonl(tmp_path / "a.jsonl", [row(step) | {"lr": -1e-6 if step else float("nan")} for step in range(9)])
+    )
+    assert taken(found) == {"task_reward": "reward"}
+    assert found.past.unused["lr"] == "never above zero: no lr"
+
+
 # --- what fills a table up ---
 
 
@@ -135,7 +150,22 @@ def test_known_keys_behind_a_thousand_others(tmp_path: Path) -> None:
     assert taken(found) == {"task_reward": "train/reward", "grad_norm": "train/grad_norm"}
 
 
+def test_the_names_of_what_lies_deeper_are_joined_by_slashes(tmp_path: Path) -> None:
+    lines = [{"step": step, "train": {"reward": 0.5, "my": {"kl": 0.01}}} for step in range(3)]
+    found = read(jsonl(tmp_path / "a.jsonl", lines), {"train/my/kl": "kl"})
+    assert taken(found) == {"kl": "train/my/kl", "task_reward": "train/reward"}
+
+
 # --- the file ---
+
+
+def test_a_run_that_reported_nothing(tmp_path: Path) -> None:
+    regulator = Regulator(Config(10))
+    with DecisionLog(tmp_path / "run.jsonl", regulator.config) as log:
+        regulator.decide()
+        log.write(regulator, lr=1e-5)
+    with pytest.raises(ValueError, match="it holds no signal: nobody has reported one to that run"):
+        read(tmp_path / "run.jsonl")
 
 
 def test_a_pipe_is_no_file_to_read_twice(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ KEYS: tuple[Key, ...] = (
     *(Key(f"{OWN_KL}{source}", "kl", _PER_TOKEN, _OWN, source=source) for source in KL_SOURCES),
     *(Key(f"signals/{name}", name, "as in the log", _OWN) for name in (*NAMES, "lr") if name != "kl"),
     Key(f"signals/{FACTOR}", FACTOR, "of the warmup, as it was", _OWN),
+    Key(f"adaptive_warmup/{FACTOR}", FACTOR, "of the warmup, as it was, in a host's log", _OWN),
     Key("policy/kl", "kl", f"k3 after the step's last update, {_PER_TOKEN}", _OURS, trainers=_PPO_TRAINER),
     Key("actor/ppo_kl", "kl", f"k1, {_IN_LOOP}", _VERL, source="in_loop"),
     Key("policy/approxkl_avg", "kl", f"k2, {_IN_LOOP}", _PPO, source="in_loop"),

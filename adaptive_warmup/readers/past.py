@@ -190,4 +190,6 @@ def _says_nothing(signal: str, column: Column) -> str | None:
         return "zero at every step: this run has no KL in its reward"
     if signal in ("lr", "kl") and np.all(values == 0.0):
         return "zero at every step: rounded away by the logger (verl's printed three decimals)"
+    if signal == "lr" and not np.any(values > 0.0):
+        return "never above zero: no lr"
     return None

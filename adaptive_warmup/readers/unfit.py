@@ -23,6 +23,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("objective/entropy", "minus the log-probabilities summed over a sequence: no entropy per token"),
     ("(critic/(lr|grad_norm|vf_loss).*)|value_lr|value/grad_norm|loss/value_avg|value_loss", _CRITIC),
     ("rewards/(chosen|rejected|margins|accuracies)", "of the data, or of the loss: no score of what the policy does"),
+    ("(frac_reward_zero_std|reward_std|rewards/.*/std)", "of how rewards spread: no mean"),
     ("rewards/.*", "a part of the reward; the whole is `reward`"),
 )
 _TELLING = re.compile(r"kl|reward|score|(^|[/_])lr|learning_rate|grad|return", re.IGNORECASE)
