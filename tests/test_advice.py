@@ -459,6 +459,23 @@ def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"--{name.replace('_', '-')}" in shown for name in KINDS)
 
 
+def test_a_batch_is_that_of_all_processes_or_not_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TRL's generation_batch_size is; 8 rows on each device are 8, or 512 on 64 devices, in one update or in many."""
+    grpo = {name: value for name, value in GRPO.items() if name != "steps_per_generation"}
+    whole = grpo | {"per_device_train_batch_size": 8, "generation_batch_size": 512}
+    for settings, batch, updates in [
+        (whole | {"steps_per_generation": 8, "gradient_accumulation_steps": 2}, 512, 8),  # 2 iterations of 4
+        (whole, 512, None),
+        (grpo | {"per_device_train_batch_size": 8}, None, 2),
+        ({"task": "search", "learning_rate": 1e-6, "max_steps": 99, "num_mini_batches": 2,
+          "per_device_train_batch_size": 8}, None, 2),
+    ]:  # fmt: skip
+        plan = read_plan(written(tmp_path, settings, "run.json"))
+        assert (plan.batch_size, plan.updates_per_rollout) == (batch, updates)
+    main(["advise", "--lr", "1e-6", "--total-steps", "99", "--batch-size", "8", "--plain"])
+    assert "8 responses in all: k3 on so few is noisy" in capsys.readouterr().out
+
+
 def test_our_own_ppo_is_told_from_trls(tmp_path: Path) -> None:
     """As `adaptive-warmup train --config` reads it: the schedule steps once an update, the KL is where it says."""
     own = {"task": "search", "learning_rate": 1e-6, "max_steps": 1000, "num_ppo_epochs": 4, "num_mini_batches": 4}
@@ -466,7 +483,7 @@ def test_our_own_ppo_is_told_from_trls(tmp_path: Path) -> None:
     assert (plan.kl_in, plan.kl_estimator, plan.updates_per_rollout, plan.untuned_warmup) == ("reward", "k1", 16, 2000)
     loss = own | {"kl_in": "loss", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "lora_r": 8}
     plan = read_plan(written(tmp_path, loss, "run.json"))
-    assert (plan.kl_in, plan.kl_estimator, plan.batch_size, plan.lora) == ("loss", "k3", 64, True)
+    assert (plan.kl_in, plan.kl_estimator, plan.lora) == ("loss", "k3", True)
     assert read_plan(written(tmp_path, loss | {"lora_r": 0}, "run.json")).lora is None
     trl = {name: value for name, value in own.items() if name != "task"}
     assert read_plan(written(tmp_path, trl, "run.json")).updates_per_step == 16

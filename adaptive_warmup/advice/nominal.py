@@ -84,7 +84,7 @@ def law_settings(plan: Plan, exposed: bool) -> tuple[Literal["hold", "stop"], li
         )
         reasons.append(Reason("tool_tokens_masked", text, MASK))
     if plan.task == "rl" and plan.batch_size is not None and plan.batch_size < _FEW_SEQUENCES:
-        text = f"{plan.batch_size} responses: k3 on so few is noisy; exact over the vocabulary, 8 are worth 32"
+        text = f"{plan.batch_size} responses in all: k3 on so few is noisy; exact over the vocabulary, 8 are worth 32"
         reasons.append(Reason("kl_source", text, PROBE))
     return on_gaming, reasons
 
