@@ -232,11 +232,14 @@ def test_without_a_kl_in_the_reward_there_is_no_kl_reward(tmp_path: Path) -> Non
 
 
 def test_what_cannot_serve_is_named_with_the_reason(tmp_path: Path) -> None:
-    found = read(write(tmp_path / "run.log", [line({**verl(step), "my/kl": 1.0}, step) for step in range(1, 5)]))
+    found = read(
+        write(tmp_path / "run.log", [line({**verl(step), "my/kl": 1.0, "eval_kl": 1.0}, step) for step in range(1, 5)])
+    )
     assert "value model" in found.past.unused["critic/lr"]
     assert "--map 'my/kl=SIGNAL'" in found.past.unused["my/kl"]
     assert "critic/rewards/mean" not in found.past.unused  # it is half of the KL reward
     assert "response_length/mean" not in found.past.unused
+    assert "eval_kl" not in found.past.unused  # of an evaluation: none of the steps'
 
 
 # --- TRL: units ---

@@ -32,6 +32,8 @@ _TELLING = re.compile(r"kl|reward|score|(^|[/_])lr|learning_rate|grad|return", r
 def unfit(name: str) -> str | None:
     """Why a key cannot serve, if it looks as if it could."""
     short = re.sub(r"^(.* - )?(train/)?", "", name)
+    if short.startswith(("eval_", "eval/")):  # of an evaluation, no step's
+        return None
     for pattern, why in UNFIT:
         if re.fullmatch(pattern, short):
             return why.replace("KEY", name)
