@@ -357,7 +357,8 @@ def test_trls_grpo(tmp_path: Path) -> None:
     assert (plan.kl_in, plan.kl_coef, plan.kl_estimator, plan.task) == ("loss", 0.04, "k3", "rl")
     assert (plan.updates_per_rollout, plan.untuned_warmup) == (4, 200)  # its steps are updates
     assert (plan.warmup_ratio, plan.planned_warmup, plan.lora, plan.critic) == (0.1, 50, True, False)
-    assert warned(plan) == ["min_new_tokens", "kl_estimator", "epochs x mini_batches"]
+    assert warned(plan) == ["min_new_tokens", "kl_estimator"]  # the callback measures the KL itself, after the update
+    assert warned(replace(plan, kl_source="in_loop"))[2:] == ["epochs x mini_batches"]
 
 
 def test_trls_rloo_and_ppo(tmp_path: Path) -> None:
@@ -474,6 +475,11 @@ def test_a_batch_is_that_of_all_processes_or_not_said(tmp_path: Path, capsys: py
         assert (plan.batch_size, plan.updates_per_rollout) == (batch, updates)
     main(["advise", "--lr", "1e-6", "--total-steps", "99", "--batch-size", "8", "--plain"])
     assert "8 responses in all: k3 on so few is noisy" in capsys.readouterr().out
+
+
+def test_a_folder_is_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "--lr", "1e-6", "--total-steps", "99", "--log", str(tmp_path)]) == 2
+    assert f"adaptive-warmup: '{tmp_path}' is a folder: name a file in it\n" == capsys.readouterr().err
 
 
 def test_our_own_ppo_is_told_from_trls(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ TABLE = {
 _FORK = {  # Search-R1's own config, for what its launch scripts leave out; known by the mask's key
     "top_p": 0.95, "temperature": 1.0, "epochs": 1, "beta2": 0.999, "turns": 10, "schedule": "constant",
     ".reward_kl_coef": 0.001, ".reward_kl_estimator": "kl", "sparse_reward": True, "reward_range": (0.0, 1.0),
+    "kl_source": "in_loop",
 }  # fmt: skip
 _ESTIMATORS = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"} | {name: name for name in ("k1", "k2", "k3", "abs")}
 _PPO = {"num_ppo_epochs", "num_mini_batches", "cliprange_value"}

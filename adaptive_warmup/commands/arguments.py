@@ -36,4 +36,6 @@ def told(error: BaseException) -> str:
     """An error in words, and what to do where the system's own say only that a file is not there."""
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"there is no {str(error.filename)!r}: check the path"
+    if isinstance(error, IsADirectoryError) and error.filename:
+        return f"{str(error.filename)!r} is a folder: name a file in it"
     return str(error)
