@@ -327,6 +327,22 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--warmup-steps", "1e-3", "1e-3 must be a whole number, 1 or more"),
+        ("--warmup-steps", "ten", "ten must be a whole number, 1 or more"),
+        ("--lr", "high", "high must be a positive number, such as 1e-6"),
+        ("--target-kl", "nan", "nan must be a positive number, such as 1e-6"),
+    ],
+)
+def test_a_number_that_is_none(option: str, value: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["replay", option, value, "log.jsonl"])
+    assert stopped.value.code == 2
+    assert f"argument {option}: {words}\n" in capsys.readouterr().err
+
+
 def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(collapse(tmp_path / "bad.jsonl")), "--json", "--target-kl", "0.02"]) == 1
     out, err = capsys.readouterr()
