@@ -568,3 +568,20 @@ def test_a_trainer_state_is_read_in_pieces(tmp_path: Path) -> None:
     assert found.past.steps.tolist() == list(range(50_000))
     assert peak < len(text) / 3
     assert np.all(found.past.columns["loss"].values == 0.5)
+
+
+def test_an_entry_that_never_ends_is_tried_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 MB in pieces of 64 kB are 300; each try reads what is there from its beginning."""
+    tries = []
+
+    class Decoder(json.JSONDecoder):
+        def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+            tries.append(idx)
+            return super().raw_decode(s, idx)
+
+    (tmp_path / "a.json").write_text('[{"step": 1, "reward": 0.5}, {"x": [' + "1.5," * 5_000_000)
+    monkeypatch.setattr(json, "JSONDecoder", Decoder)
+    found = read(tmp_path / "a.json")
+    assert found.past.steps.tolist() == [1]
+    assert found.notes == ["line 1: no whole JSON from here on; what comes before is used"]
+    assert len(tries) < 20
