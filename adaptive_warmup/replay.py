@@ -204,7 +204,7 @@ def _assumed(past: Past, rates: Rates, found: int | None, nominal: int, adapted:
         rows = max(round(nominal / past.every), 1)
         yield f"a row is a rollout of {past.every} steps, and a decision, as live; this warmup is of {rows} rollouts"
     elif past.every > 1:
-        yield f"the log has one step in {past.every}: one decision for each, where a live controller takes more"
+        yield f"the log has one step in {past.every}: one decision for each, where a live controller may take more"
     kl = past.columns.get("kl")
     if kl and (below := int(np.sum(kl.given & (kl.values <= 0.0)))):
         yield f"the KL is zero or below at {below} of {int(kl.given.sum())} steps: no measurement there"
