@@ -492,6 +492,13 @@ def test_damaged_lines_are_counted_and_the_rest_is_used(tmp_path: Path) -> None:
     ]
 
 
+def test_the_trainer_log_of_llama_factory(tmp_path: Path) -> None:
+    lines = [{"current_steps": 10 * i, "total_steps": 50, "loss": 0.5, "lr": 1e-6 * i} for i in range(1, 6)]
+    found = read(jsonl(tmp_path / "trainer_log.jsonl", lines))
+    assert found.past.steps.tolist() == [10, 20, 30, 40, 50]
+    assert not found.notes
+
+
 def test_without_steps_lines_are_counted(tmp_path: Path) -> None:
     found = read(write(tmp_path / "a.csv", ["loss,entropy", "0.5,1", "0.25,1"]))
     assert column(found, "loss") == [0.5, 0.25]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# Where a row says its step, the surest first: W&B's own _step counts calls of log, not steps of training.
-STEP_KEYS = ("train/global_step", "trainer/global_step", "global_step", "step", "Step", "_step")
+# Where a row says its step, the surest first. `current_steps` is LLaMA-Factory's; W&B's own _step counts calls of log,
+# not steps of training.
+STEP_KEYS = ("train/global_step", "trainer/global_step", "global_step", "step", "Step", "current_steps", "_step")
 LINE_NUMBER = "line number"  # the last resort
 
 
