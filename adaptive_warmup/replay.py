@@ -29,12 +29,13 @@ from numpy.typing import NDArray
 from adaptive_warmup import controller
 from adaptive_warmup.alarms import is_finite
 from adaptive_warmup.controller import Config, Decision, State
-from adaptive_warmup.readers import FACTOR, SB3, Past
+from adaptive_warmup.readers import FACTOR, SB3, Column, Past
 from adaptive_warmup.signals import NAMES, Signals
 
 MUCH = 2.0  # times, between two lrs: a factor of 4 in KL
 _ROUNDING = 1.01  # 2 / W against 1 / W, the second step of two nominal warmups, is no difference
 _PEAK = 0.999  # so much of the peak counts as the peak
+_FLAT = 1e-15  # of the peak a step: an lr that rises by less does not rise
 _RATIO = 0.1  # of the run is the nominal warmup where nothing says better
 
 
@@ -164,9 +165,8 @@ def _bears(config: Config, state: State, ceiling: float | None) -> float | None:
 
 
 def _rates(past: Past, peak: float | None, warmup_steps: int | None) -> Rates:
-    column = past.columns.get("lr")
-    lrs = np.where(column.given & np.isfinite(column.values), column.values, math.nan) if column else np.array([])
-    known = np.flatnonzero(lrs >= 0.0)
+    lrs = _sound(column) if (column := past.columns.get("lr")) else np.array([])
+    known = np.flatnonzero(~np.isnan(lrs))
     highest = float(lrs[known].max()) if len(known) else 0.0
     if not highest:
         ramp = np.minimum((past.steps - past.steps[0] + 1) / (warmup_steps or math.nan), 1.0)
@@ -181,11 +181,16 @@ def _rates(past: Past, peak: float | None, warmup_steps: int | None) -> Rates:
     return Rates(peak or highest, used, _steps_to_peak(past, used, ramp_rows) if rising else None, unfinished)
 
 
-def _steps_to_peak(past: Past, used: NDArray[np.float64], ramp: NDArray[np.int64]) -> int:
-    """By the slope; the row at the peak is not on the ramp, but may lie anywhere after its end."""
+def _sound(lr: Column) -> NDArray[np.float64]:
+    """The lrs, NaN for what is none."""
+    return np.where(lr.given & np.isfinite(lr.values) & (lr.values >= 0.0), lr.values, math.nan)
+
+
+def _steps_to_peak(past: Past, used: NDArray[np.float64], ramp: NDArray[np.int64]) -> int | None:
+    """By the slope; the row at the peak is not on the ramp, but may lie anywhere after its end. None: it only leaps."""
     end = ramp[-2] if len(ramp) > 2 and used[ramp[-1]] >= _PEAK else ramp[-1]
     slope = float((used[end] - used[ramp[0]]) / (past.steps[end] - past.steps[ramp[0]]))
-    return max(round(1.0 / slope), 1)
+    return max(round(1.0 / slope), 1) if slope > _FLAT else None
 
 
 def _assumed(past: Past, rates: Rates, found: int | None, nominal: int, adapted: bool) -> Iterator[str]:

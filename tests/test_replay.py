@@ -145,6 +145,17 @@ def test_a_warmup_that_the_log_does_not_see_the_end_of(tmp_path: Path) -> None:
         replayed(path, lr=1e-4)
 
 
+def test_an_lr_that_only_leaps_shows_no_warmup(tmp_path: Path) -> None:
+    """Low and flat, then at the peak: there is no slope."""
+    path = tmp_path / "run.jsonl"
+    lines = [{"step": step, "reward": 0.5, "lr": PEAK * (0.01 if step < 10 else 1.0)} for step in range(40)]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    made, _, _ = replayed(path)
+    assert made.rates.warmup_steps is None
+    assert made.warmup_steps == 4  # a tenth of the run
+    assert made.assumed[0].startswith("the run's own warmup cannot be seen")
+
+
 def test_a_constant_lr_shows_no_warmup(tmp_path: Path) -> None:
     made, _, verdict = replayed(logged(tmp_path / "run.jsonl", 200, 1, reward=lambda s, _: 0.5))
     assert made.warmup_steps == 1
@@ -381,6 +392,14 @@ def test_the_page_is_drawn_and_nothing_is_overwritten(tmp_path: Path, capsys: py
     assert (page.read_text(), "say --force" in capsys.readouterr().err) == ("mine", True)
     assert main(["replay", log, "-o", str(page), "--force"]) == 1
     assert page.read_text() != "mine"
+
+
+def test_the_page_of_a_run_that_counts_from_below_zero(tmp_path: Path) -> None:
+    """Where step -1 would have the target divided by zero."""
+    lines = [{"step": step, "policy/kl": 0.001, "lr": PEAK} for step in range(-5, 20)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert main(["replay", str(tmp_path / "log.jsonl"), "-o", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").exists()
 
 
 def test_of_a_long_run_some_rows_are_drawn_and_that_is_said(

@@ -170,7 +170,7 @@ def _in_time(key: Key) -> Key:
 def _derived(one: Derived, store: Mapping[str, Series]) -> _Ordered:
     (steps, first), (others, second) = store[one.first].ordered(), store[one.second].ordered()
     both, here, there = np.intersect1d(steps, others, assume_unique=True, return_indices=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return both, first[here] - second[there] if one.sign == "-" else first[here] / second[there]
 
 
