@@ -477,6 +477,18 @@ def test_a_batch_is_that_of_all_processes_or_not_said(tmp_path: Path, capsys: py
     assert "8 responses in all: k3 on so few is noisy" in capsys.readouterr().out
 
 
+def test_an_earlier_run_that_bore_next_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first update would have to be 1 / infinity of the peak: the warmup is the whole run."""
+    regulator = Regulator(Config(10))
+    with DecisionLog(tmp_path / "run.jsonl", regulator.config) as log:
+        for _ in range(9):
+            regulator.observe(kl=0.01)
+            regulator.decide()
+            log.write(regulator, lr=1e-320)
+    assert main(["advise", "--lr", "1e-6", "--total-steps", "99", "--log", str(tmp_path / "run.jsonl"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["warmup_steps"] == 99
+
+
 def test_a_folder_is_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", "--lr", "1e-6", "--total-steps", "99", "--log", str(tmp_path)]) == 2
     assert f"adaptive-warmup: '{tmp_path}' is a folder: name a file in it\n" == capsys.readouterr().err
