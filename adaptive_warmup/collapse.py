@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 SMOOTH = 8  # rewards of the mean by which a score is judged
 _CLEAR = 3.0  # standard errors, of the difference of two such means, that a fall must exceed where scores are negative
+_HUGE = 1e100  # a score beyond it is as good as there: the squares of larger ones overflow
 _FAIR = 0.2  # likewise of the size of the scores: they may wander by more than their noise from step to step
 
 
@@ -36,6 +37,7 @@ def course(rewards: Sequence[float]) -> Course | None:
     """Of rewards that are all finite; None of none."""
     if not rewards:
         return None
+    rewards = [min(max(reward, -_HUGE), _HUGE) for reward in rewards]
     ends = range(min(SMOOTH, len(rewards)), len(rewards) + 1)
     means = tuple(math.fsum(part) / len(part) for part in (rewards[max(end - SMOOTH, 0) : end] for end in ends))
     best, least = max(means), 0.0

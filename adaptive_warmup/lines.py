@@ -20,6 +20,7 @@ class Notes:
     def __init__(self) -> None:
         self._places: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
+        self._latest: dict[str, str] = {}
         self._examples: dict[str, str] = {}
 
     def example(self, what: str, value: object, place: str) -> None:
@@ -32,8 +33,9 @@ class Notes:
         if what not in self._places and len(self._places) >= _KINDS:
             what = "more is odd than can be listed"
         places = self._places.setdefault(what, [])
-        if place and places and places[-1] == place:
+        if place and self._latest.get(what) == place:
             return
+        self._latest[what] = place
         self._counts[what] = self._counts.get(what, 0) + 1
         if place and len(places) < _PLACES:
             places.append(place)

@@ -29,12 +29,13 @@ from numpy.typing import NDArray
 from adaptive_warmup import controller
 from adaptive_warmup.alarms import is_finite
 from adaptive_warmup.controller import Config, Decision, State
-from adaptive_warmup.readers import FACTOR, SB3, Past
+from adaptive_warmup.readers import FACTOR, SB3, Column, Past
 from adaptive_warmup.signals import NAMES, Signals
 
 MUCH = 2.0  # times, between two lrs: a factor of 4 in KL
 _ROUNDING = 1.01  # 2 / W against 1 / W, the second step of two nominal warmups, is no difference
 _PEAK = 0.999  # so much of the peak counts as the peak
+_FLAT = 1e-15  # of the peak a step: an lr that rises by less does not rise
 _RATIO = 0.1  # of the run is the nominal warmup where nothing says better
 
 
@@ -125,6 +126,7 @@ def setup(
         ValueError: a setting out of its range, or an lr below that in the log.
     """
     rates = _rates(past, lr, warmup_steps)
+    adapted = FACTOR in past.columns and not base  # a host's log of a run of ours
     if base:  # a warmup that adapted has no slope to be seen, and its lr is no schedule's
         own = base.warmup_steps * past.every if base.law == "linear" else None
         rates = replace(rates, warmup_steps=own, factor=past.columns[FACTOR].values)
@@ -137,7 +139,7 @@ def setup(
     config = replace(base, warmup_steps=rows, min_warmup_steps=shortest, law="feedback")
     if target_kl is not None:
         config = replace(config, target_kl=target_kl)
-    return Setup(config, rates, nominal, tuple(_assumed(past, rates, warmup_steps or found, nominal)))
+    return Setup(config, rates, nominal, tuple(_assumed(past, rates, warmup_steps or found, nominal, adapted)))
 
 
 def replay(past: Past, given: Setup) -> Iterator[Moment]:
@@ -150,7 +152,7 @@ def replay(past: Past, given: Setup) -> Iterator[Moment]:
         lr_scale = float(used) / factor if used > 0.0 else 0.0
         if is_finite(kl := values.get("kl")) and (math.isnan(used) or (kl <= 0.0 and index < last)):
             del values["kl"]  # of nobody knows which lr, or rounded to nothing
-        signals = Signals(**values, kl_source=past.kl_source, lr_scale=lr_scale)
+        signals = Signals(**values, kl_source=past.kl_sources[index], lr_scale=lr_scale)
         state, decision = controller.step(given.config, state, signals)
         yield Moment(
             int(step), signals, factor, float(used), float(own), decision, _bears(given.config, state, decision.ceiling)
@@ -163,9 +165,8 @@ def _bears(config: Config, state: State, ceiling: float | None) -> float | None:
 
 
 def _rates(past: Past, peak: float | None, warmup_steps: int | None) -> Rates:
-    column = past.columns.get("lr")
-    lrs = np.where(column.given & np.isfinite(column.values), column.values, math.nan) if column else np.array([])
-    known = np.flatnonzero(lrs >= 0.0)
+    lrs = _sound(column) if (column := past.columns.get("lr")) else np.array([])
+    known = np.flatnonzero(~np.isnan(lrs))
     highest = float(lrs[known].max()) if len(known) else 0.0
     if not highest:
         ramp = np.minimum((past.steps - past.steps[0] + 1) / (warmup_steps or math.nan), 1.0)
@@ -180,15 +181,22 @@ def _rates(past: Past, peak: float | None, warmup_steps: int | None) -> Rates:
     return Rates(peak or highest, used, _steps_to_peak(past, used, ramp_rows) if rising else None, unfinished)
 
 
-def _steps_to_peak(past: Past, used: NDArray[np.float64], ramp: NDArray[np.int64]) -> int:
-    """By the slope; the row at the peak is not on the ramp, but may lie anywhere after its end."""
+def _sound(lr: Column) -> NDArray[np.float64]:
+    """The lrs, NaN for what is none."""
+    return np.where(lr.given & np.isfinite(lr.values) & (lr.values >= 0.0), lr.values, math.nan)
+
+
+def _steps_to_peak(past: Past, used: NDArray[np.float64], ramp: NDArray[np.int64]) -> int | None:
+    """By the slope; the row at the peak is not on the ramp, but may lie anywhere after its end. None: it only leaps."""
     end = ramp[-2] if len(ramp) > 2 and used[ramp[-1]] >= _PEAK else ramp[-1]
     slope = float((used[end] - used[ramp[0]]) / (past.steps[end] - past.steps[ramp[0]]))
-    return max(round(1.0 / slope), 1)
+    return max(round(1.0 / slope), 1) if slope > _FLAT else None
 
 
-def _assumed(past: Past, rates: Rates, found: int | None, nominal: int) -> Iterator[str]:
+def _assumed(past: Past, rates: Rates, found: int | None, nominal: int, adapted: bool) -> Iterator[str]:
     """What a reader should know before believing the rest."""
+    if adapted:
+        yield "the run was under adaptive warmup, whose lr is taken for its schedule: better replay its decision log"
     if "lr" not in past.columns and np.isnan(rates.used).all():
         yield "the log has no lr, so the KL says nothing about a ceiling: say --warmup-steps (1 for none)"
     elif "lr" not in past.columns:
@@ -201,9 +209,9 @@ def _assumed(past: Past, rates: Rates, found: int | None, nominal: int) -> Itera
         rows = max(round(nominal / past.every), 1)
         yield f"a row is a rollout of {past.every} steps, and a decision, as live; this warmup is of {rows} rollouts"
     elif past.every > 1:
-        yield f"the log has one step in {past.every}: one decision for each, where a live controller takes more"
+        yield f"the log has one step in {past.every}: one decision for each, where a live controller may take more"
     kl = past.columns.get("kl")
     if kl and (below := int(np.sum(kl.given & (kl.values <= 0.0)))):
         yield f"the KL is zero or below at {below} of {int(kl.given.sum())} steps: no measurement there"
-    if kl and past.kl_source.startswith("in_loop"):
+    if kl and any(source.startswith("in_loop") for source in past.kl_sources):
         yield "a KL read in the loop misses the last update: the ceiling is good to a factor of 2 or so"

@@ -357,7 +357,8 @@ def test_trls_grpo(tmp_path: Path) -> None:
     assert (plan.kl_in, plan.kl_coef, plan.kl_estimator, plan.task) == ("loss", 0.04, "k3", "rl")
     assert (plan.updates_per_rollout, plan.untuned_warmup) == (4, 200)  # its steps are updates
     assert (plan.warmup_ratio, plan.planned_warmup, plan.lora, plan.critic) == (0.1, 50, True, False)
-    assert warned(plan) == ["min_new_tokens", "kl_estimator", "epochs x mini_batches"]
+    assert warned(plan) == ["min_new_tokens", "kl_estimator"]  # the callback measures the KL itself, after the update
+    assert warned(replace(plan, kl_source="in_loop"))[2:] == ["epochs x mini_batches"]
 
 
 def test_trls_rloo_and_ppo(tmp_path: Path) -> None:
@@ -459,6 +460,40 @@ def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"--{name.replace('_', '-')}" in shown for name in KINDS)
 
 
+def test_a_batch_is_that_of_all_processes_or_not_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TRL's generation_batch_size is; 8 rows on each device are 8, or 512 on 64 devices, in one update or in many."""
+    grpo = {name: value for name, value in GRPO.items() if name != "steps_per_generation"}
+    whole = grpo | {"per_device_train_batch_size": 8, "generation_batch_size": 512}
+    for settings, batch, updates in [
+        (whole | {"steps_per_generation": 8, "gradient_accumulation_steps": 2}, 512, 8),  # 2 iterations of 4
+        (whole, 512, None),
+        (grpo | {"per_device_train_batch_size": 8}, None, 2),
+        ({"task": "search", "learning_rate": 1e-6, "max_steps": 99, "num_mini_batches": 2,
+          "per_device_train_batch_size": 8}, None, 2),
+    ]:  # fmt: skip
+        plan = read_plan(written(tmp_path, settings, "run.json"))
+        assert (plan.batch_size, plan.updates_per_rollout) == (batch, updates)
+    main(["advise", "--lr", "1e-6", "--total-steps", "99", "--batch-size", "8", "--plain"])
+    assert "8 responses in all: k3 on so few is noisy" in capsys.readouterr().out
+
+
+def test_an_earlier_run_that_bore_next_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first update would have to be 1 / infinity of the peak: the warmup is the whole run."""
+    regulator = Regulator(Config(10))
+    with DecisionLog(tmp_path / "run.jsonl", regulator.config) as log:
+        for _ in range(9):
+            regulator.observe(kl=0.01)
+            regulator.decide()
+            log.write(regulator, lr=1e-320)
+    assert main(["advise", "--lr", "1e-6", "--total-steps", "99", "--log", str(tmp_path / "run.jsonl"), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["warmup_steps"] == 99
+
+
+def test_a_folder_is_no_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "--lr", "1e-6", "--total-steps", "99", "--log", str(tmp_path)]) == 2
+    assert f"adaptive-warmup: '{tmp_path}' is a folder: name a file in it\n" == capsys.readouterr().err
+
+
 def test_our_own_ppo_is_told_from_trls(tmp_path: Path) -> None:
     """As `adaptive-warmup train --config` reads it: the schedule steps once an update, the KL is where it says."""
     own = {"task": "search", "learning_rate": 1e-6, "max_steps": 1000, "num_ppo_epochs": 4, "num_mini_batches": 4}
@@ -466,7 +501,7 @@ def test_our_own_ppo_is_told_from_trls(tmp_path: Path) -> None:
     assert (plan.kl_in, plan.kl_estimator, plan.updates_per_rollout, plan.untuned_warmup) == ("reward", "k1", 16, 2000)
     loss = own | {"kl_in": "loss", "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "lora_r": 8}
     plan = read_plan(written(tmp_path, loss, "run.json"))
-    assert (plan.kl_in, plan.kl_estimator, plan.batch_size, plan.lora) == ("loss", "k3", 64, True)
+    assert (plan.kl_in, plan.kl_estimator, plan.lora) == ("loss", "k3", True)
     assert read_plan(written(tmp_path, loss | {"lora_r": 0}, "run.json")).lora is None
     trl = {name: value for name, value in own.items() if name != "task"}
     assert read_plan(written(tmp_path, trl, "run.json")).updates_per_step == 16

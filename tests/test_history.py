@@ -378,6 +378,18 @@ DAMAGE: dict[str, tuple[str, str]] = {
         '{"step": 2, "lr": 1, "signals": {}, "next": 1, "phase": "warmup", "reasons": ["x"], "ends": Infinity}',
         "line 4: not a whole JSON line",
     ),
+    "no phase": (
+        '{"step": 2, "lr": 1, "signals": {}, "next": 1, "phase": "resting", "reasons": ["x"]}',
+        "line 4: not a whole JSON line",
+    ),
+    "no factor": (
+        '{"step": 2, "lr": 1, "signals": {}, "next": 1e308, "phase": "warmup", "reasons": ["x"]}',
+        "line 4: not a whole JSON line",
+    ),
+    "early start": (
+        '{"adaptive_warmup": 1, "step": -2, "config": {"warmup_steps": 30}, "about": {"arm": "test"}}',
+        "a start that cannot be read",
+    ),
     "bad start": ('{"adaptive_warmup": 1, "config": {"law": "wild"}, "about": {}}', "a start that cannot be read"),
 }
 

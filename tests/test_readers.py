@@ -195,7 +195,7 @@ def test_the_console_log_of_verl(tmp_path: Path, dress: str, number: str) -> Non
     assert column(found, "kl") == pytest.approx([0.001 * step for step in range(1, 21)])
     assert column(found, "kl_reward") == pytest.approx([-0.01 * step for step in range(1, 21)])
     assert column(found, "reference_kl") == [-0.25] * 20
-    assert found.past.kl_source == "in_loop"
+    assert found.past.kl_sources[0] == "in_loop"
     assert not found.notes
 
 
@@ -232,11 +232,14 @@ def test_without_a_kl_in_the_reward_there_is_no_kl_reward(tmp_path: Path) -> Non
 
 
 def test_what_cannot_serve_is_named_with_the_reason(tmp_path: Path) -> None:
-    found = read(write(tmp_path / "run.log", [line({**verl(step), "my/kl": 1.0}, step) for step in range(1, 5)]))
+    found = read(
+        write(tmp_path / "run.log", [line({**verl(step), "my/kl": 1.0, "eval_kl": 1.0}, step) for step in range(1, 5)])
+    )
     assert "value model" in found.past.unused["critic/lr"]
     assert "--map 'my/kl=SIGNAL'" in found.past.unused["my/kl"]
     assert "critic/rewards/mean" not in found.past.unused  # it is half of the KL reward
     assert "response_length/mean" not in found.past.unused
+    assert "eval_kl" not in found.past.unused  # of an evaluation: none of the steps'
 
 
 # --- TRL: units ---
@@ -264,13 +267,13 @@ def test_the_kl_of_grpo_is_not_the_size_of_a_step(tmp_path: Path) -> None:
 
 def test_approxkl_is_a_kl_read_in_the_loop(tmp_path: Path) -> None:
     found = read(jsonl(tmp_path / "log.jsonl", [{"step": step, "policy/approxkl_avg": 0.002} for step in range(5)]))
-    assert (taken(found)["kl"], found.past.kl_source) == ("policy/approxkl_avg", "in_loop")
+    assert (taken(found)["kl"], found.past.kl_sources[0]) == ("policy/approxkl_avg", "in_loop")
 
 
 def test_a_kl_after_the_update_goes_before_one_in_the_loop(tmp_path: Path) -> None:
     logs = {"policy/approxkl_avg": 0.002, "policy/kl": 0.02}
     found = read(jsonl(tmp_path / "log.jsonl", [{"step": step, **logs} for step in range(5)]))
-    assert (column(found, "kl")[0], found.past.kl_source) == (0.02, "post_update")
+    assert (column(found, "kl")[0], found.past.kl_sources[0]) == (0.02, "post_update")
     assert found.past.unused["policy/approxkl_avg"] == "policy/kl is taken"
 
 
@@ -279,7 +282,7 @@ def test_the_entropy_loss_of_stable_baselines_is_minus_the_entropy(tmp_path: Pat
     found = read(jsonl(tmp_path / "log.jsonl", [{"step": 2048 * step, **logs} for step in range(1, 5)]))
     assert column(found, "entropy") == [1.4] * 4
     assert taken(found)["kl"] == "train/approx_kl"
-    assert found.past.kl_source == "post_update"  # from four epochs on that is about what it reads
+    assert found.past.kl_sources[0] == "post_update"  # from four epochs on that is about what it reads
     assert found.past.every == 2048
 
 
@@ -307,6 +310,14 @@ def test_an_offline_run_of_wandb(tmp_path: Path) -> None:
         assert math.isfinite(column(found, "grad_norm")[-2] or math.nan)
         assert taken(found)["kl_reward"] == "critic/rewards/mean - critic/score/mean"
         assert not found.notes
+
+
+def test_of_several_runs_of_wandb_each_is_named_as_it_is_found(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"offline-run-{name}").mkdir()
+        (tmp_path / f"offline-run-{name}" / f"run-{name}.wandb").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"several runs \(offline-run-a/run-a.wandb, offline-run-b/run-b.wandb\)"):
+        read(tmp_path)
 
 
 def test_a_wandb_file_that_breaks_off_and_one_that_is_none(tmp_path: Path) -> None:
@@ -375,7 +386,7 @@ def test_a_key_of_the_users_own(tmp_path: Path) -> None:
     path = table(tmp_path / "log.csv", ["step", "d", "entropy", "R"], [[step, 0.02, 1.0, 0.5] for step in range(5)])
     assert set(read(path).past.columns) == {"entropy"}
     found = read(path, {"d": "kl:probe", "R": "task_reward", "entropy": "lr"})
-    assert (taken(found), found.past.kl_source) == ({"kl": "d", "task_reward": "R", "lr": "entropy"}, "probe")
+    assert (taken(found), found.past.kl_sources[0]) == ({"kl": "d", "task_reward": "R", "lr": "entropy"}, "probe")
     with pytest.raises(TypeError, match="Did you mean task_reward"):
         read(path, {"R": "rewards"})
     with pytest.raises(ValueError, match="kl_source='exact' is unknown"):
@@ -392,7 +403,7 @@ def test_a_decision_log_of_our_own(tmp_path: Path) -> None:
             log.write(regulator, lr=0.1 * factor)
     found = read(tmp_path / "run.jsonl")
     assert column(found, "kl") == [0.001 + step for step in range(20)]
-    assert found.past.kl_source == "in_loop"
+    assert found.past.kl_sources[0] == "in_loop"
     assert found.notes == ["with the settings in the log, 20 of its 20 decisions come out the same"]
 
 
@@ -481,6 +492,13 @@ def test_damaged_lines_are_counted_and_the_rest_is_used(tmp_path: Path) -> None:
     ]
 
 
+def test_the_trainer_log_of_llama_factory(tmp_path: Path) -> None:
+    lines = [{"current_steps": 10 * i, "total_steps": 50, "loss": 0.5, "lr": 1e-6 * i} for i in range(1, 6)]
+    found = read(jsonl(tmp_path / "trainer_log.jsonl", lines))
+    assert found.past.steps.tolist() == [10, 20, 30, 40, 50]
+    assert not found.notes
+
+
 def test_without_steps_lines_are_counted(tmp_path: Path) -> None:
     found = read(write(tmp_path / "a.csv", ["loss,entropy", "0.5,1", "0.25,1"]))
     assert column(found, "loss") == [0.5, 0.25]
@@ -492,12 +510,12 @@ def test_without_steps_lines_are_counted(tmp_path: Path) -> None:
     [
         ("a.log", "", "is empty"),
         ("a.txt", "Dear diary,\ntoday I trained nothing.\n", "no format that is known"),
-        ("a.csv", "step,weather\n1,fair\n", r"none of its keys is known: weather\. Say which is what"),
+        ("a.csv", "step,weather\n1,fair\n", r"none of its keys is a known signal: weather\. Say which is what"),
         ("a.csv", "step,loss\n", "holds no step"),
         ("a.json", '{"log_history": []}', "holds no step"),
         ("a.json", '{"log_history": [{"step": 1}]}', "holds no step"),
         ("a.json", '{\n "name": "x"\n}', "holds no step"),
-        ("a.jsonl", '{"step": 1, "lr": 0.1}\n', "none of its keys is known: lr"),
+        ("a.jsonl", '{"step": 1, "lr": 0.1}\n', "none of its keys is a known signal: lr"),
         ("a.bin", "\0\1\2" * 100, "no format that is known"),
     ],
 )
@@ -557,3 +575,20 @@ def test_a_trainer_state_is_read_in_pieces(tmp_path: Path) -> None:
     assert found.past.steps.tolist() == list(range(50_000))
     assert peak < len(text) / 3
     assert np.all(found.past.columns["loss"].values == 0.5)
+
+
+def test_an_entry_that_never_ends_is_tried_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 MB in pieces of 64 kB are 300; each try reads what is there from its beginning."""
+    tries = []
+
+    class Decoder(json.JSONDecoder):
+        def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+            tries.append(idx)
+            return super().raw_decode(s, idx)
+
+    (tmp_path / "a.json").write_text('[{"step": 1, "reward": 0.5}, {"x": [' + "1.5," * 5_000_000)
+    monkeypatch.setattr(json, "JSONDecoder", Decoder)
+    found = read(tmp_path / "a.json")
+    assert found.past.steps.tolist() == [1]
+    assert found.notes == ["line 1: no whole JSON from here on; what comes before is used"]
+    assert len(tries) < 20

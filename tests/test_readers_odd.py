@@ -37,13 +37,32 @@ def test_a_kl_whose_source_counts_its_updates(tmp_path: Path, source: str) -> No
             log.write(regulator, lr=1e-5 * share)
     assert max(decided) < 0.9
     found = read(path)
-    assert found.past.kl_source == source
+    assert found.past.kl_sources[0] == source
     base, peak = decision_log.settings(path)
     given = setup(found.past, base, peak, None, None)
     moments = list(replay(found.past, given))
     assert [moment.decision.factor for moment in moments] == pytest.approx(decided, rel=1e-5)
     assert not any(moment.differs for moment in moments)
     assert given.rates.warmup_steps is None  # the slope of an lr that adapts is nobody's setting
+
+
+def test_kls_of_several_sources_by_turns_are_one_signal(tmp_path: Path) -> None:
+    """A step's KL counts as its own source has it: the replay decides as the run did, at every step."""
+    regulator, path, decided = Regulator(Config(10)), tmp_path / "run.jsonl", []
+    with DecisionLog(path, regulator.config) as log:
+        for step in range(40):
+            factor = regulator.decision.factor
+            source, scale = ("post_update", 1.0) if step % 2 else ("in_loop", 0.1)
+            regulator.observe(source, kl=0.05 * scale * factor**2)
+            decided.append(regulator.decide().factor)
+            log.write(regulator, lr=1e-5 * factor)
+    found = read(path)
+    assert found.past.kl_sources == ["in_loop", "post_update"] * 20
+    assert [one.key for one in found.past.taken] == ["signals/kl:post_update or signals/kl:in_loop", "signals/lr"]
+    assert not found.past.unused
+    base, peak = decision_log.settings(path)
+    moments = replay(found.past, setup(found.past, base, peak, None, None))
+    assert [moment.decision.factor for moment in moments] == pytest.approx(decided, rel=1e-5)
 
 
 # --- steps ---
@@ -95,6 +114,21 @@ def test_an_lr_of_verl_that_begins_at_zero_is_the_steps_own(tmp_path: Path, firs
     assert column(found, "lr")[0] == (None if ahead else 0.0)
 
 
+def test_what_is_odd_of_a_line_is_one_case_whatever_the_number_of_its_keys(tmp_path: Path) -> None:
+    found = read(jsonl(tmp_path / "a.jsonl", [row(step // 2) for step in range(20)]))
+    assert found.notes == [
+        "line 2, line 4, line 6 and 7 more: the same step again: of one step's values the last counts"
+    ]
+
+
+def test_an_lr_that_is_none_is_not_taken(tmp_path: Path) -> None:
+    found = read(
+        jsonl(tmp_path / "a.jsonl", [row(step) | {"lr": -1e-6 if step else float("nan")} for step in range(9)])
+    )
+    assert taken(found) == {"task_reward": "reward"}
+    assert found.past.unused["lr"] == "never above zero: no lr"
+
+
 # --- what fills a table up ---
 
 
@@ -116,7 +150,22 @@ def test_known_keys_behind_a_thousand_others(tmp_path: Path) -> None:
     assert taken(found) == {"task_reward": "train/reward", "grad_norm": "train/grad_norm"}
 
 
+def test_the_names_of_what_lies_deeper_are_joined_by_slashes(tmp_path: Path) -> None:
+    lines = [{"step": step, "train": {"reward": 0.5, "my": {"kl": 0.01}}} for step in range(3)]
+    found = read(jsonl(tmp_path / "a.jsonl", lines), {"train/my/kl": "kl"})
+    assert taken(found) == {"kl": "train/my/kl", "task_reward": "train/reward"}
+
+
 # --- the file ---
+
+
+def test_a_run_that_reported_nothing(tmp_path: Path) -> None:
+    regulator = Regulator(Config(10))
+    with DecisionLog(tmp_path / "run.jsonl", regulator.config) as log:
+        regulator.decide()
+        log.write(regulator, lr=1e-5)
+    with pytest.raises(ValueError, match="it holds no signal: nobody has reported one to that run"):
+        read(tmp_path / "run.jsonl")
 
 
 def test_a_pipe_is_no_file_to_read_twice(tmp_path: Path) -> None:

@@ -145,6 +145,17 @@ def test_a_warmup_that_the_log_does_not_see_the_end_of(tmp_path: Path) -> None:
         replayed(path, lr=1e-4)
 
 
+def test_an_lr_that_only_leaps_shows_no_warmup(tmp_path: Path) -> None:
+    """Low and flat, then at the peak: there is no slope."""
+    path = tmp_path / "run.jsonl"
+    lines = [{"step": step, "reward": 0.5, "lr": PEAK * (0.01 if step < 10 else 1.0)} for step in range(40)]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    made, _, _ = replayed(path)
+    assert made.rates.warmup_steps is None
+    assert made.warmup_steps == 4  # a tenth of the run
+    assert made.assumed[0].startswith("the run's own warmup cannot be seen")
+
+
 def test_a_constant_lr_shows_no_warmup(tmp_path: Path) -> None:
     made, _, verdict = replayed(logged(tmp_path / "run.jsonl", 200, 1, reward=lambda s, _: 0.5))
     assert made.warmup_steps == 1
@@ -285,6 +296,39 @@ def test_rollouts_that_are_counted_in_environment_steps(tmp_path: Path, capsys: 
     assert "a row is a rollout of 2048 steps, and a decision, as live; this warmup is of 10 rollouts" in words
 
 
+def test_a_run_of_ours_in_its_hosts_log_is_told_from_a_fixed_warmup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = logged(
+        tmp_path / "log.jsonl", 50, reward=lambda *_: 0.5, **{"adaptive_warmup/factor": lambda _, share: share}
+    )
+    assert main(["replay", str(path)]) == 0
+    assert "the run was under adaptive warmup, whose lr is taken for its schedule" in capsys.readouterr().out
+
+
+def test_of_many_alarms_the_first_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = logged(tmp_path / "log.jsonl", 800, reward=lambda step, _: math.nan if step % 40 == 20 else 0.5)
+    assert main(["replay", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert out.count("non_finite: step") == 12
+    assert "  and 8 more (--json lists them)\n" in out
+
+
+def test_what_is_as_good_as_on_target_is_not_called_above_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Above by 1 %, which would read "by up to 1 times"."""
+    path = logged(tmp_path / "log.jsonl", 100, 10, **{"policy/kl": lambda _, share: 0.0102 * share**2})
+    assert main(["replay", str(path)]) == 0
+    assert "was above what it bears" not in capsys.readouterr().out
+
+
+def test_scores_whose_squares_overflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = logged(tmp_path / "log.jsonl", 40, reward=lambda step, _: 1e300 * (-1.0) ** step)
+    assert main(["replay", str(path)]) == 1
+    assert "non_finite: step 1 to 40" in capsys.readouterr().out
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["replay", "--help"])
@@ -292,6 +336,22 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Exit code: 0 no alarm would have rung, 1 some would, 2 bad input." in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--warmup-steps", "1e-3", "1e-3 must be a whole number, 1 or more"),
+        ("--warmup-steps", "ten", "ten must be a whole number, 1 or more"),
+        ("--lr", "high", "high must be a positive number, such as 1e-6"),
+        ("--target-kl", "nan", "nan must be a positive number, such as 1e-6"),
+    ],
+)
+def test_a_number_that_is_none(option: str, value: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["replay", option, value, "log.jsonl"])
+    assert stopped.value.code == 2
+    assert f"argument {option}: {words}\n" in capsys.readouterr().err
 
 
 def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,6 +392,26 @@ def test_the_page_is_drawn_and_nothing_is_overwritten(tmp_path: Path, capsys: py
     assert (page.read_text(), "say --force" in capsys.readouterr().err) == ("mine", True)
     assert main(["replay", log, "-o", str(page), "--force"]) == 1
     assert page.read_text() != "mine"
+
+
+def test_the_page_of_a_run_that_counts_from_below_zero(tmp_path: Path) -> None:
+    """Where step -1 would have the target divided by zero."""
+    lines = [{"step": step, "policy/kl": 0.001, "lr": PEAK} for step in range(-5, 20)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert main(["replay", str(tmp_path / "log.jsonl"), "-o", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").exists()
+
+
+def test_of_a_long_run_some_rows_are_drawn_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adaptive_warmup.commands.replay._MOST_DRAWN", 50)
+    path = logged(tmp_path / "log.jsonl", 200, reward=lambda step, _: 0.5)
+    assert main(["replay", str(path), "-o", str(tmp_path / "some.html")]) == 0
+    assert f"{tmp_path / 'some.html'}, one row in 4\n" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["replay", str(path), "-o", str(tmp_path / "all.html")]) == 0
+    assert (tmp_path / "some.html").stat().st_size < (tmp_path / "all.html").stat().st_size
 
 
 def test_the_page_has_the_target_on_the_scale_of_the_kl(tmp_path: Path) -> None:

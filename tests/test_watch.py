@@ -167,5 +167,5 @@ def test_the_command_shows_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert "no step yet" in capsys.readouterr().out
         steps(log, regulator, Plant(bears=0.1), 3)
     assert main(["watch", str(tmp_path / "run.jsonl"), "--once"]) == 0
-    assert "step 2" in capsys.readouterr().out
+    assert " run, step 2 " in capsys.readouterr().out  # named after its file, as in a report
     assert main(["watch", str(tmp_path / "absent.jsonl")]) == 2

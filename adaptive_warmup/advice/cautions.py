@@ -172,7 +172,7 @@ def _measurement(plan: Plan) -> Iterator[Caution]:
     updates = plan.updates_per_rollout
     if plan.task != "rl" or updates is None or plan.kl_source not in (None, "in_loop"):
         return
-    if plan.kl_source is None and updates > 4:
+    if plan.kl_source is None and (updates > 4 or plan.host is not None):  # a host's integration measures it after
         return
     share = in_loop_scale(plan.epochs or 1, plan.mini_batches or 1)
     value = f"{plan.epochs or 1} x {plan.mini_batches or 1}"

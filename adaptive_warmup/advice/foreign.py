@@ -48,7 +48,7 @@ TABLE = {
         "warmup_ratio": "warmup_ratio",
         "lr_scheduler_type": "schedule",
         "adam_beta2": "beta2",
-        "generation_batch_size": "batch_size",
+        "generation_batch_size": "batch_size",  # this and the next: of all processes; of one, a file has no number
         "batch_size": "batch_size",
         "num_mini_batches": ".num_mini_batches",
         "num_ppo_epochs": "epochs",
@@ -75,12 +75,12 @@ TABLE = {
         "lora_dropout": "dropout",
         "kl_in": ".kl_in",  # from here on those of our own PPOTrainer
         "lora_r": ".lora_rank",
-        "per_device_train_batch_size": ".rows",
     },
 }
 _FORK = {  # Search-R1's own config, for what its launch scripts leave out; known by the mask's key
     "top_p": 0.95, "temperature": 1.0, "epochs": 1, "beta2": 0.999, "turns": 10, "schedule": "constant",
     ".reward_kl_coef": 0.001, ".reward_kl_estimator": "kl", "sparse_reward": True, "reward_range": (0.0, 1.0),
+    "kl_source": "in_loop",
 }  # fmt: skip
 _ESTIMATORS = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"} | {name: name for name in ("k1", "k2", "k3", "abs")}
 _PPO = {"num_ppo_epochs", "num_mini_batches", "cliprange_value"}
@@ -155,9 +155,8 @@ def _ppo(raw: dict[str, Any]) -> dict[str, Any]:
 def _own(raw: dict[str, Any]) -> dict[str, Any]:
     """Of `PPOTrainer`, whose schedule steps once an update."""
     kl_in, mini_batches = raw.get(".kl_in", "reward"), _count(raw, ".num_mini_batches")
-    rows = _count(raw, ".rows") * _count(raw, ".accumulation") * mini_batches if ".rows" in raw else None
     lora = {"lora": True} if _if_positive(raw, ".lora_rank") else {}
-    return {"kl_in": kl_in, "kl_estimator": "k1" if kl_in == "reward" else "k3", "critic": True, "batch_size": rows,
+    return {"kl_in": kl_in, "kl_estimator": "k1" if kl_in == "reward" else "k3", "critic": True,
             "mini_batches": mini_batches, "updates_per_step": 1, **lora}  # fmt: skip
 
 
@@ -167,6 +166,8 @@ def _group(raw: dict[str, Any], *, in_reward: bool) -> dict[str, Any]:
           "kl_estimator": "k1" if in_reward else "k3"}  # fmt: skip
     if ".beta" not in raw or NOT_NEGATIVE.read("beta", raw[".beta"]) == 0.0:
         kl = {"kl_in": "none" if ".beta" in raw else None}
+    if "batch_size" in raw and ".micro_batches" not in raw:  # in how many updates hangs on the number of processes
+        return {**kl, "critic": False, "epochs": None, "updates_per_step": 1}
     per_update = _count(raw, ".accumulation")
     mini_batches = max(_count(raw, ".micro_batches", per_update) // per_update, 1)
     return {**kl, "critic": False, "mini_batches": mini_batches, "updates_per_step": 1}

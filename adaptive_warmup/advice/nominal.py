@@ -40,7 +40,7 @@ def warmup(plan: Plan) -> tuple[int, list[Reason]]:
     steps = min(max(math.ceil(share * plan.total_steps / 100), _SHORTEST), _LONGEST, plan.total_steps)
     reasons = [_base(plan, share, steps), *extra]
     early = [lr for run in plan.logs for lr in bearable(run, target_kl(plan)[0])[:_EARLY]]
-    if early and (needed := min(math.ceil(plan.lr / statistics.median(early)), plan.total_steps)) > steps:
+    if early and (needed := math.ceil(min(plan.lr / statistics.median(early), plan.total_steps))) > steps:
         at_first = f"{statistics.median(early):.2g} at its start, so the first update has to be 1/{needed} of the peak"
         reasons.append(Reason("warmup_steps", f"{needed} steps instead: an earlier run bore about {at_first}", LOGS))
         steps = needed
@@ -84,7 +84,7 @@ def law_settings(plan: Plan, exposed: bool) -> tuple[Literal["hold", "stop"], li
         )
         reasons.append(Reason("tool_tokens_masked", text, MASK))
     if plan.task == "rl" and plan.batch_size is not None and plan.batch_size < _FEW_SEQUENCES:
-        text = f"{plan.batch_size} responses: k3 on so few is noisy; exact over the vocabulary, 8 are worth 32"
+        text = f"{plan.batch_size} responses in all: k3 on so few is noisy; exact over the vocabulary, 8 are worth 32"
         reasons.append(Reason("kl_source", text, PROBE))
     return on_gaming, reasons
 

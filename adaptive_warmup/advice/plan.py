@@ -98,7 +98,7 @@ class Plan:
     warmup_ratio: float | None = _setting(SHARE, "the same, as a share of the run")
     schedule: str | None = _setting(TEXT, "the lr schedule after the warmup, such as constant or cosine")
     beta2: float | None = _setting(BELOW_ONE, "Adam's second beta")
-    batch_size: int | None = _setting(COUNT, "responses per rollout")
+    batch_size: int | None = _setting(COUNT, "responses per rollout, of all processes together")
     mini_batches: int | None = _setting(COUNT, "optimizer updates in one pass over a rollout")
     epochs: int | None = _setting(COUNT, "PPO epochs: passes over each rollout")
     updates_per_step: int | None = _setting(COUNT, "optimizer updates per schedule step, if not all of a rollout's")

@@ -6,6 +6,8 @@ import argparse
 import importlib.util
 from typing import TypeAlias
 
+from adaptive_warmup.lines import number
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -18,22 +20,24 @@ def needs(*packages: str, extra: str = "demo") -> None:
 
 def positive(text: str) -> float:
     """A number above zero."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be a positive number")
+    value = number(text)
+    if value is None or not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be a positive number, such as 1e-6")
     return value
 
 
 def count(text: str) -> int:
     """A whole number, 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
-    return value
+    value = number(text)
+    if value is None or not value.is_integer() or value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 1 or more")
+    return int(value)
 
 
 def told(error: BaseException) -> str:
     """An error in words, and what to do where the system's own say only that a file is not there."""
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"there is no {str(error.filename)!r}: check the path"
+    if isinstance(error, IsADirectoryError) and error.filename:
+        return f"{str(error.filename)!r} is a folder: name a file in it"
     return str(error)

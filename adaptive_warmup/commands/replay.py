@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from adaptive_warmup.replay import Moment, Setup
     from adaptive_warmup.verdict import Ringing, Verdict
 
-_MOST_EVENTS = 12  # shown; all of them are in --json
+_MOST_EVENTS = 12  # shown, and as many alarms; all of them are in --json
 _MOST_UNUSED = 12
+_MOST_DRAWN = 20_000  # rows: a page of more is slow to open
+_NOTABLE = 1.05  # times above what a run bears: less is shown as 1
 
 
 def add(commands: Commands) -> None:
@@ -70,16 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
     base, peak = decision_log.settings(found.path) if found.format is decision_log else (None, None)
     given = setup(found.past, base, arguments.lr or peak, arguments.warmup_steps, arguments.target_kl)
     moments = replay(found.past, given)
-    if arguments.output:
-        moments = iter(kept := list(moments))
-    verdict = judge(found.past, moments)
+    kept: list[Moment] = []
+    verdict = judge(found.past, _keeping(kept, moments, len(found.past.steps)) if arguments.output else moments)
     if arguments.json:
         print(json.dumps(_plain(found, given, verdict), allow_nan=False))
     else:
         print("\n".join(_text(found, given, verdict)))
     if arguments.output:
         _draw(arguments.output, found, given, kept)
-        print(arguments.output, file=sys.stderr)
+        some = f", one row in {every}" if (every := _stride(len(found.past.steps))) > 1 else ""
+        print(f"{arguments.output}{some}", file=sys.stderr)
     return 1 if verdict.alarms else 0
 
 
@@ -97,6 +99,18 @@ def _check_output(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{arguments.output} exists: choose another name, or say --force.")
 
 
+def _stride(rows: int) -> int:
+    return math.ceil(rows / _MOST_DRAWN)
+
+
+def _keeping(kept: list[Moment], moments: Iterator[Moment], rows: int) -> Iterator[Moment]:
+    """The moments, of which those to be drawn are kept: all, or one in so many and the last."""
+    for row, moment in enumerate(moments):
+        if row % _stride(rows) == 0 or row == rows - 1:
+            kept.append(moment)
+        yield moment
+
+
 def _text(found: Found, given: Setup, verdict: Verdict) -> Iterator[str]:
     past = found.past
     steps = f"{len(past.steps)} steps, {past.steps[0]} to {past.steps[-1]}"
@@ -111,7 +125,9 @@ def _text(found: Found, given: Setup, verdict: Verdict) -> Iterator[str]:
     yield "\nthe run"
     yield from (f"  {line}" for line in _run(given, verdict))
     yield "\nalarms that would have rung" if verdict.alarms else "\nno alarm would have rung"
-    yield from (f"  {_rang(one)}" for one in verdict.alarms)
+    yield from (f"  {_rang(one)}" for one in verdict.alarms[:_MOST_EVENTS])
+    if len(verdict.alarms) > _MOST_EVENTS:
+        yield f"  and {len(verdict.alarms) - _MOST_EVENTS} more (--json lists them)"
     yield f"\nwhat the lr would have done (warmup {given.warmup_steps} steps, target kl {given.config.target_kl:g})"
     yield from (f"  {line}" for line in _lr(given, verdict))
 
@@ -149,7 +165,7 @@ def _lr(given: Setup, verdict: Verdict) -> Iterator[str]:
     if verdict.ceiling:
         lr = f" (lr {verdict.ceiling * given.rates.peak:.2g})" if given.rates.peak else ""
         yield f"at its end the run bears {verdict.ceiling:.2g} times its peak{lr} at {whole}"
-    if verdict.above:
+    if verdict.most >= _NOTABLE:
         far = f"; at step {verdict.far_above} first by more than a factor of 2" if verdict.far_above is not None else ""
         count = f"{verdict.above} step{'s' if verdict.above > 1 else ''}"
         yield f"at {count} its lr was above what it bears at {whole}, by up to {verdict.most:.2g} times{far}"

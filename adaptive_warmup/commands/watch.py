@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from adaptive_warmup.commands.arguments import Commands, needs, positive
@@ -54,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
             console.print(shown)
         for state in states:
             odd = [Text(state.problem, "dim")] if state.problem else []
-            shown = Group(view(state, console.width, plain) if state.steps else "no step yet", *odd)
+            named = replace(state, about={"arm": arguments.log.stem, **state.about})
+            shown = Group(view(named, console.width, plain) if state.steps else "no step yet", *odd)
             if moves:
                 live.update(shown, refresh=True)
             elif not arguments.once:

@@ -7,15 +7,16 @@ import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from adaptive_warmup import controller
-from adaptive_warmup.controller import Config, State
+from adaptive_warmup.controller import Config, Phase, State
 from adaptive_warmup.lines import Line, Notes, lines, number
 from adaptive_warmup.signals import NAMES, is_source
 
 FORMAT = 1
 _SIGNALS = (*NAMES, "lr_scale", "kl_lr")
+_PHASES: tuple[str, ...] = get_args(Phase)
 _BEGINS = '{"adaptive_warmup":'  # the first line
 _DAMAGED = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # of a line that lacks what it should have
 
@@ -116,6 +117,8 @@ class Parser:
             return None
 
     def _decided(self, content: dict[str, Any]) -> dict[str, Any]:
+        if content["phase"] not in _PHASES or not 0.0 < float(content["next"]) <= 1.0:
+            raise ValueError("no phase, or no factor")
         first, *more = map(str, content["reasons"])
         decided: dict[str, Any] = {"next": float(content["next"]), "phase": content["phase"], "reasons": [first, *more]}
         if "ceiling" in content or content["phase"] == "at_ceiling":
@@ -178,6 +181,8 @@ def _start(content: Mapping[str, Any], place: str) -> Start:
         raise ValueError("another format")
     config, state = Config(**content["config"]), content.get("state")
     begins = State.from_dict(state) if state else controller.start(config, operator.index(content.get("step", 0)))
+    if begins.step < 0:
+        raise ValueError("a step below 0")
     return Start(place, begins.step, config, dict(content["about"]), begins)
 
 

@@ -151,7 +151,9 @@ def _nothing(chosen: Format, seen: int, collector: Collector) -> str:
     if silent := collector.silent():
         return f"known, but without a number (with a point, not a comma), are {', '.join(silent[:20])}."
     listed = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
-    return f"none of its keys is known: {listed}. Say which is what: --map 'KEY=SIGNAL'."
+    if chosen is decision_log:
+        return "it holds no signal: nobody has reported one to that run."
+    return f"none of its keys is a known signal: {listed}. Say which is what: --map 'KEY=SIGNAL'."
 
 
 def _also(notes: Notes) -> str:

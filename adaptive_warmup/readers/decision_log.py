@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ def settings(path: Path) -> tuple[Config, float | None]:
         elif "next" in item.content:
             step = item.content
             fraction = factor * step["signals"].get("lr_scale", 1.0)
-            if fraction > 0.0 and step["lr"] > 0.0:
-                known.append(step["lr"] / fraction)
+            if fraction > 0.0 and 0.0 < (peak := step["lr"] / fraction) < math.inf:
+                known.append(peak)
             factor = step["next"]
         if len(known) == 5:
             break

@@ -56,8 +56,11 @@ class _Window:
         self.at = to
 
     def more(self) -> bool:
-        """Drop what lies behind, read on; False at the end of the file."""
-        chunk = self._file.read(_CHUNK)
+        """Drop what lies behind, read on; False at the end of the file.
+
+        As much again as is left, so that an entry which is tried anew each time is read a few times, not hundreds.
+        """
+        chunk = self._file.read(max(_CHUNK, len(self.text) - self.at))
         self.text, self.at = self.text[self.at :] + chunk, 0
         self._advance(len(chunk))
         return bool(chunk)

@@ -81,7 +81,7 @@ _WHOLE_FROM_FOUR = "with less than four epochs it reads too low: --map 'approx_k
 _VERL, _OLD_VERL, _SEARCH_R1 = "verl", "verl of 2024", "Search-R1"
 _TRL, _PPO, _OLDEST = "TRL", "TRL's PPO", "TRL's PPO before 0.12"
 SB3, _OURS, _TRAINER = "Stable-Baselines3", "adaptive_warmup.ppo", "transformers"
-_OWN, _OWN_KL = "adaptive-warmup", "signals/kl:"  # a decision log's
+_OWN, OWN_KL = "adaptive-warmup", "signals/kl:"  # a decision log's
 AHEAD = "logged one step ahead"
 FACTOR = "factor"  # the warmup's own: no signal, but a column that a decision log has
 _GRPO, _RLOO, _ASYNC, _ONLINE = "GRPOTrainer", "RLOOTrainer", "AsyncGRPOTrainer", "OnlineDPOTrainer"
@@ -91,9 +91,10 @@ _PPO_TRAINER = ("PPOTrainer",)
 
 # Of several keys for one signal, the first that the run has is taken.
 KEYS: tuple[Key, ...] = (
-    *(Key(f"{_OWN_KL}{source}", "kl", _PER_TOKEN, _OWN, source=source) for source in KL_SOURCES),
+    *(Key(f"{OWN_KL}{source}", "kl", _PER_TOKEN, _OWN, source=source) for source in KL_SOURCES),
     *(Key(f"signals/{name}", name, "as in the log", _OWN) for name in (*NAMES, "lr") if name != "kl"),
     Key(f"signals/{FACTOR}", FACTOR, "of the warmup, as it was", _OWN),
+    Key(f"adaptive_warmup/{FACTOR}", FACTOR, "of the warmup, as it was, in a host's log", _OWN),
     Key("policy/kl", "kl", f"k3 after the step's last update, {_PER_TOKEN}", _OURS, trainers=_PPO_TRAINER),
     Key("actor/ppo_kl", "kl", f"k1, {_IN_LOOP}", _VERL, source="in_loop"),
     Key("policy/approxkl_avg", "kl", f"k2, {_IN_LOOP}", _PPO, source="in_loop"),
@@ -198,7 +199,7 @@ def table(mapping: Mapping[str, str]) -> dict[str, Key]:
 
 def counted(name: str) -> Key | None:
     """The key of a KL in our log whose source says how many updates it was taken over, such as `in_loop:4x2`."""
-    source = name.removeprefix(_OWN_KL)
+    source = name.removeprefix(OWN_KL)
     return Key(name, "kl", _PER_TOKEN, _OWN, source=source) if source != name and is_source(source) else None
 
 

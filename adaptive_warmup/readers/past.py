@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptive_warmup.readers.keys import AHEAD, DERIVED, FACTOR, Derived, Key
+from adaptive_warmup.readers.keys import AHEAD, DERIVED, FACTOR, OWN_KL, Derived, Key
 from adaptive_warmup.signals import KLSource
 
 _Ordered: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.float64]]"
@@ -46,14 +46,14 @@ class Past:
     Attributes:
         steps: their numbers in the log.
         columns: by signal, `lr` (that the step used) among them.
-        kl_source: how the column `kl` was measured.
+        kl_sources: per row how its `kl` was measured: each the same, but in a decision log.
         taken: which key each signal is from.
         unused: keys that look as if they could serve, and why they are not taken.
     """
 
     steps: NDArray[np.int64]
     columns: Mapping[str, Column]
-    kl_source: KLSource
+    kl_sources: Sequence[KLSource]
     taken: tuple[Taken, ...]
     unused: Mapping[str, str]
 
@@ -105,6 +105,7 @@ def assemble(store: Mapping[str, Series], table: Mapping[str, Key]) -> Past | No
     taken: dict[str, Taken] = {}
     unused: dict[str, str] = {}
     store = {name: series for name, series in store.items() if series.steps}  # all of one may be superseded
+    store, own = _one_kl(store, table)
     for known in (known for name, known in table.items() if name in store):
         name = store[known.name].name
         if known.signal in sources:
@@ -129,10 +130,36 @@ def assemble(store: Mapping[str, Series], table: Mapping[str, Key]) -> Past | No
     return Past(
         rows,
         columns,
-        keys["kl"].source if "kl" in keys else "post_update",
+        _kl_sources(rows, keys.get("kl"), own),
         tuple(one for one in taken.values() if one.signal != FACTOR),
         unused,
     )
+
+
+def _one_kl(
+    store: dict[str, Series], table: Mapping[str, Key]
+) -> tuple[dict[str, Series], list[tuple[Key, NDArray[np.int64]]]]:
+    """A decision log's KLs, of which a step has one, as one series under the first key; and the steps of each key."""
+    own = [key for name, key in table.items() if name in store and name.startswith(OWN_KL)]
+    if len(own) < 2:
+        return store, []
+    each = [store.pop(key.name) for key in own]
+    one = Series(" or ".join(series.name for series in each))
+    for series in each:
+        one.steps += series.steps
+        one.values += series.values
+    return {**store, own[0].name: one}, [(key, series.ordered()[0]) for key, series in zip(own, each, strict=True)]
+
+
+def _kl_sources(
+    rows: NDArray[np.int64], taken: Key | None, own: list[tuple[Key, NDArray[np.int64]]]
+) -> Sequence[KLSource]:
+    """Per row; where it has no KL, that of the key that is taken."""
+    sources = [taken.source if taken else "post_update"] * len(rows)
+    for key, steps in own if own and own[0][0] == taken else []:
+        for row in np.flatnonzero(np.isin(rows, steps)):
+            sources[row] = key.source
+    return sources
 
 
 def _in_time(key: Key) -> Key:
@@ -143,7 +170,7 @@ def _in_time(key: Key) -> Key:
 def _derived(one: Derived, store: Mapping[str, Series]) -> _Ordered:
     (steps, first), (others, second) = store[one.first].ordered(), store[one.second].ordered()
     both, here, there = np.intersect1d(steps, others, assume_unique=True, return_indices=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return both, first[here] - second[there] if one.sign == "-" else first[here] / second[there]
 
 
@@ -163,4 +190,6 @@ def _says_nothing(signal: str, column: Column) -> str | None:
         return "zero at every step: this run has no KL in its reward"
     if signal in ("lr", "kl") and np.all(values == 0.0):
         return "zero at every step: rounded away by the logger (verl's printed three decimals)"
+    if signal == "lr" and not np.any(values > 0.0):
+        return "never above zero: no lr"
     return None

@@ -23,6 +23,7 @@ UNFIT: tuple[tuple[str, str], ...] = (
     ("objective/entropy", "minus the log-probabilities summed over a sequence: no entropy per token"),
     ("(critic/(lr|grad_norm|vf_loss).*)|value_lr|value/grad_norm|loss/value_avg|value_loss", _CRITIC),
     ("rewards/(chosen|rejected|margins|accuracies)", "of the data, or of the loss: no score of what the policy does"),
+    ("(frac_reward_zero_std|reward_std|rewards/.*/std)", "of how rewards spread: no mean"),
     ("rewards/.*", "a part of the reward; the whole is `reward`"),
 )
 _TELLING = re.compile(r"kl|reward|score|(^|[/_])lr|learning_rate|grad|return", re.IGNORECASE)
@@ -31,6 +32,8 @@ _TELLING = re.compile(r"kl|reward|score|(^|[/_])lr|learning_rate|grad|return", r
 def unfit(name: str) -> str | None:
     """Why a key cannot serve, if it looks as if it could."""
     short = re.sub(r"^(.* - )?(train/)?", "", name)
+    if short.startswith(("eval_", "eval/")):  # of an evaluation, no step's
+        return None
     for pattern, why in UNFIT:
         if re.fullmatch(pattern, short):
             return why.replace("KEY", name)

@@ -8,6 +8,7 @@ taken out; the format stayed.)
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,8 @@ def files(path: Path) -> list[Path]:
         return [path]
     found = sorted({file.resolve() for pattern in ("run-*.wandb", "*run-*/run-*.wandb") for file in path.glob(pattern)})
     if len(found) > 1:
-        raise ValueError(f"{path} holds several runs ({', '.join(file.name for file in found[:5])}): say which one.")
+        names = ", ".join(os.path.relpath(file, path.resolve()) for file in found[:5])
+        raise ValueError(f"{path} holds several runs ({names}): say which one.")
     return found
 
 

@@ -78,7 +78,7 @@ def _figure(panel: Panel, names: Sequence[str]) -> str:
 
 def _spoken(panel: Panel, names: Sequence[str]) -> str:
     """The panel for those who cannot see it."""
-    said = [f"{panel.title} over the RL steps, {panel.unit}."]
+    said = [f"{panel.title} over the steps, {panel.unit}."]
     for line in panel.lines:
         values = [value for value in line.values if not math.isnan(value)]
         if line.role == "value" and values:

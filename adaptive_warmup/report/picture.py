@@ -102,7 +102,7 @@ def _phases(ax: Axes, told: Story) -> None:
     key = [Patch(facecolor=PHASE_COLOURS[name], hatch=_HATCHES[name], edgecolor="#0005", linewidth=0, label=name)
            for name in PHASES if name in seen]  # fmt: skip
     ax.legend(handles=key, loc="lower right", bbox_to_anchor=(1, 1), ncols=5, frameon=False, fontsize=8)
-    ax.set_xlabel("RL step", fontsize=9, color=_SOFT)
+    ax.set_xlabel("step", fontsize=9, color=_SOFT)
     _plain(ax)
 
 
