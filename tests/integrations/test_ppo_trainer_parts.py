@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoHaConfig, LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, MixtralConfig, PhimoeConfig
+from transformers import AutoModelForCausalLM, MixtralConfig, PhimoeConfig, Zamba2Config
 
 from adaptive_warmup.integrations.ppo_trainer.model import AdapterOff
 from adaptive_warmup.integrations.ppo_trainer.prompts import check_dataset, check_prompts, problem
@@ -17,6 +17,7 @@ from adaptive_warmup.ppo.environment import Problem
 from adaptive_warmup.ppo.model import ValueModel
 from tests.integrations.ppo_trainers import make
 from tests.integrations.tiny import logged, model, tokenizer
+from tests.integrations.trainers import same, weights
 
 TARGETS = ["q_proj", "v_proj"]
 EXPERTS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -67,6 +68,25 @@ def test_experts_that_are_chosen_at_random_are_refused(tmp_path: Path) -> None:
     ids = {"vocab_size": len(tokenizer()), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     with pytest.raises(ValueError, match="chooses its experts at random in training: PPO cannot train that"):
         make(tmp_path, AutoModelForCausalLM.from_config(PhimoeConfig(**EXPERTS, **ids)))
+
+
+def test_a_critic_whose_layers_share_weights_is_saved_and_resumed(tmp_path: Path) -> None:
+    """As the blocks of Zamba2, of which safetensors refuses the second."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64, "adapter_rank": 4}
+    sizes |= {"num_attention_heads": 4, "n_mamba_heads": 8, "mamba_d_state": 8, "num_hidden_layers": 4}
+    config = Zamba2Config(vocab_size=len(tokenizer()), layers_block_type=["mamba", "hybrid"] * 2, **sizes)
+
+    def run(**extra: Any) -> Any:
+        torch.manual_seed(0)
+        return make(tmp_path, AutoModelForCausalLM.from_config(config), **extra)
+
+    whole = run(save_strategy="steps", save_steps=1)
+    names = whole.model.critic.state_dict()
+    assert len(names) > len(list(whole.model.critic.parameters()))
+    whole.train()
+    again = run()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert same(weights(again), weights(whole))
 
 
 def test_the_critic_s_own_warmup_keeps_the_rest_of_a_warmup_stable_decay(tmp_path: Path) -> None:
