@@ -11,6 +11,8 @@ from adaptive_warmup.ppo.config import PPOConfig
 from adaptive_warmup.ppo.losses import Total
 from adaptive_warmup.ppo.update import Batch, mini_batches
 
+_COUNTS = ("skipped_updates",)  # over the RL step, not means
+
 
 class RLStep:
     """Hands out micro-batches with their weights, and gathers their metrics.
@@ -70,16 +72,15 @@ class RLStep:
         return self.batch.rows(self.index_NB[self.used - 1]), self.weights_N[self.used - 1]
 
     def add(self, metrics: dict[str, Tensor], weight: Tensor | float = 1.0) -> None:
-        """Take in metrics of a micro-batch with its weight, or of an update, which are the same on all processes."""
+        """Take in metrics of a micro-batch with its weight, or of an update with its share on this process."""
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach().float()
 
     def averages(self, total: Total) -> dict[str, Tensor]:
-        """The means over the updates of all metrics taken in with a weight, added up over the processes."""
-        names = list(self.sums)
-        return dict(
-            zip(names, (total(torch.stack([self.sums[name] for name in names])) / self.updates).unbind(), strict=True)
-        )
+        """The means over the updates so far of all metrics taken in, added up over the processes."""
+        sums = dict(zip(self.sums, total(torch.stack(list(self.sums.values()))).unbind(), strict=True))
+        done = self.used * self.updates / len(self.index_NB)
+        return {name: value if name in _COUNTS else value / done for name, value in sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors."""

@@ -6,6 +6,7 @@ them the step is measured.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -186,9 +187,9 @@ class PPOTrainer(RolloutTrainer):
         return RLStep.begin(self.algorithm, batch, accumulation, report, self.choices, self._total)
 
     def after_update(self) -> None:
-        """After the last update of an RL step: measure what it did, and report it."""
+        """After the last update of an RL step, or of the run: measure what the RL step did, and report it."""
         step = self.rl_step
-        if step is None or not step.finished:
+        if step is None or not (step.finished or self.state.global_step + 1 >= self.state.max_steps):
             return
         metrics = step.averages(self._total) | step.report
         if self.args.measure_kl:
@@ -198,11 +199,12 @@ class PPOTrainer(RolloutTrainer):
         values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one read for all of them
         for name, value in (*zip(metrics, values, strict=True), *self._pace()):
             self._metrics["train"][name].append(value)
-        self.rl_step = None
+        if step.finished:  # else a longer run, resumed from here, goes on with it
+            self.rl_step = None
 
     def _pace(self) -> Iterator[tuple[str, float]]:
         size, now = self.algorithm.batch_size, time.perf_counter()
-        yield "episode", float((self.state.global_step + 1) // self.updates_per_rollout * size)
+        yield "episode", float(math.ceil((self.state.global_step + 1) / self.updates_per_rollout) * size)
         yield "eps", size / (now - self._since)
         yield "value_lr", float(self.optimizer.param_groups[-1]["lr"])
         self._since = now

@@ -162,3 +162,21 @@ def test_noise_in_the_embeddings_is_refused(tmp_path: Path) -> None:
 def test_an_empty_prompt_is_found_before_its_turn_comes() -> None:
     with pytest.raises(ValueError, match="the prompt of row 1 is empty: leave it out"):
         check_prompts([{"prompt": "a"}, {"prompt": ""}], tokenizer(), None, 8)
+
+
+def test_an_rl_step_that_the_end_of_the_run_cuts_short_is_reported_and_a_longer_run_goes_on_with_it(
+    tmp_path: Path,
+) -> None:
+    """Six updates, of which an RL step has four."""
+    parts: dict[str, Any] = {"num_mini_batches": 2, "num_ppo_epochs": 2, "gradient_accumulation_steps": 2}
+    cut = make(tmp_path, max_steps=6, **parts, save_strategy="steps", save_steps=6)
+    whole, again = make(tmp_path, max_steps=8, **parts), make(tmp_path, max_steps=8, **parts)
+    cut.train()
+    whole.train()
+    assert logged(cut, "objective/scores") == logged(whole, "objective/scores")
+    assert logged(cut, "episode") == logged(whole, "episode")
+    assert logged(cut, "policy/grad_norm")[1] == pytest.approx(sum(logged(whole, "grad_norm")[4:6]) / 2)
+    assert 0 < logged(cut, "policy/kl")[1] != logged(whole, "policy/kl")[1]
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert logged(again, "policy/kl")[1:] == [*logged(cut, "policy/kl")[1:], logged(whole, "policy/kl")[1]]
+    assert same(weights(again), weights(whole))
