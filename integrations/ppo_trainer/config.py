@@ -94,8 +94,8 @@ class PPOConfig(TrainingArguments):
     local_rollout_forward_batch_size: int | None = field(
         default=None,
         metadata=_says(
-            "Episodes in one forward that measures; sampling takes all of a process at once."
-            " None: per_device_train_batch_size."
+            "Episodes that are sampled, or measured, in one forward; None: all of a process are sampled at once, which"
+            " is fastest, and per_device_train_batch_size measured."
         ),
     )
     model_init_kwargs: dict[str, Any] | str | None = field(

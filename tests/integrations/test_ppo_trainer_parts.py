@@ -180,3 +180,21 @@ def test_an_rl_step_that_the_end_of_the_run_cuts_short_is_reported_and_a_longer_
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert logged(again, "policy/kl")[1:] == [*logged(cut, "policy/kl")[1:], logged(whole, "policy/kl")[1]]
     assert same(weights(again), weights(whole))
+
+
+def test_no_forward_without_gradients_has_more_rows_than_are_asked_for_and_the_run_resumes(tmp_path: Path) -> None:
+    seen: set[tuple[bool, int]] = set()
+
+    def run(**extra: Any) -> Any:
+        trainer = make(tmp_path, max_steps=4, num_mini_batches=2, local_rollout_forward_batch_size=3, **extra)
+        for part in (trainer.model.policy.model, trainer.model.critic.backbone, trainer.reference.model):
+            part.register_forward_hook(
+                lambda module, inputs, output: seen.add((torch.is_grad_enabled(), len(output.last_hidden_state)))
+            )
+        return trainer
+
+    whole, again = run(save_strategy="steps", save_steps=2), run()
+    whole.train()
+    assert seen == {(True, 8), (False, 3), (False, 1)}  # 16 episodes, in mini-batches of 8
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert same(weights(again), weights(whole))
