@@ -107,5 +107,19 @@ def check_prompts(dataset: Sequence[Any], tokenizer: PreTrainedTokenizerBase, li
                 )
 
 
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError where it has no token that ends a text, or none to pad with."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-text token, which ends a completion: set"
+            " tokenizer.eos_token"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no padding token: set tokenizer.pad_token ="
+            " tokenizer.eos_token, or one that it has for nothing else"
+        )
+
+
 def _adds(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
     return bool(tokenizer("")["input_ids"][:1] == [tokenizer.convert_tokens_to_ids(token)])

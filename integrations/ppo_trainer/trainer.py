@@ -20,14 +20,20 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from adaptive_warmup.integrations.ppo_trainer.config import PPOConfig
 from adaptive_warmup.integrations.ppo_trainer.gradients import check_given
 from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue, make_critic, make_policy, make_reference
-from adaptive_warmup.integrations.ppo_trainer.prompts import RolloutSampler, check_dataset, check_prompts
+from adaptive_warmup.integrations.ppo_trainer.prompts import (
+    RolloutSampler,
+    check_dataset,
+    check_prompts,
+    check_tokenizer,
+)
 from adaptive_warmup.integrations.ppo_trainer.rewards import RewardFunction, Scores
 from adaptive_warmup.integrations.ppo_trainer.rl_step import RLStep
 from adaptive_warmup.integrations.ppo_trainer.rollouts import RolloutTrainer
 from adaptive_warmup.integrations.ppo_trainer.sharding import check_plugin, place_reference
+from adaptive_warmup.ppo.cache import check_adapter
 from adaptive_warmup.ppo.environment import Environment
 from adaptive_warmup.ppo.generators import draw_seed
-from adaptive_warmup.ppo.model import ValueHead, ValueModel, check_apart
+from adaptive_warmup.ppo.model import ValueHead, ValueModel, check_apart, check_padding
 from adaptive_warmup.ppo.update import mini_batch_losses, policy_kl
 
 _PRESENT = ("episode", "value_lr")  # logged as they are now
@@ -92,8 +98,9 @@ class PPOTrainer(RolloutTrainer):
             init = {**init, "dtype": "float32" if isinstance(model, str) else model.dtype}
         self.scores = Scores(reward_funcs, environment, args.reward_weights, args.missing_eos_penalty)
         policy = make_policy(model, init, peft_config)
+        check_adapter(policy)
         tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config._name_or_path)
-        _check_tokenizer(tokenizer)
+        check_tokenizer(tokenizer)
         self._check_data(policy, tokenizer, args, train_dataset, eval_dataset, environment is not None)
         if args.n_gpu > 1:
             raise ValueError(f"one process has {args.n_gpu} GPUs: use `accelerate launch`, or CUDA_VISIBLE_DEVICES=0")
@@ -113,6 +120,7 @@ class PPOTrainer(RolloutTrainer):
             callbacks=[_Measures(self), *(callbacks or [])],
             optimizers=optimizers,
         )
+        check_padding(policy)  # on its device by now
         if optimizers[0] is not None:
             check_given(self.model, optimizers[0])
         if self.accelerator.distributed_type != "DEEPSPEED":  # as newer Trainers have it: else Accelerate divides, too
@@ -250,16 +258,3 @@ def _senses(*parts: nn.Module) -> bool:
     """Whether a model has parts that text does not reach, as those that see: DDP would wait for their gradients."""
     models = [module for part in parts for module in part.modules() if isinstance(module, PreTrainedModel)]
     return any(model.config.get_text_config() is not model.config for model in models)
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-text token, which ends a completion: set"
-            " tokenizer.eos_token"
-        )
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no padding token: set tokenizer.pad_token ="
-            " tokenizer.eos_token, or one that it has for nothing else"
-        )
