@@ -19,7 +19,13 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from adaptive_warmup.integrations.ppo_trainer.config import PPOConfig
 from adaptive_warmup.integrations.ppo_trainer.gradients import check_given
-from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue, make_critic, make_policy, make_reference
+from adaptive_warmup.integrations.ppo_trainer.model import (
+    PolicyAndValue,
+    make_critic,
+    make_policy,
+    make_reference,
+    warn_of_coarse,
+)
 from adaptive_warmup.integrations.ppo_trainer.prompts import (
     RolloutSampler,
     check_dataset,
@@ -125,6 +131,7 @@ class PPOTrainer(RolloutTrainer):
             check_given(self.model, optimizers[0])
         if self.accelerator.distributed_type != "DEEPSPEED":  # as newer Trainers have it: else Accelerate divides, too
             self.accelerator.gradient_accumulation_steps = 1
+            warn_of_coarse(policy)
         check_plugin(getattr(self.accelerator.state, "fsdp_plugin", None))
         self.reference = place_reference(reference, self.model, self.accelerator)
         self.rl_step: RLStep | None = None
