@@ -63,6 +63,8 @@ class Scores:
                 raise TypeError(f"reward_funcs has a {type(function).__name__}: give a function that asks the model")
         if weights is not None and len(weights) != len(listed):
             raise ValueError(f"reward_weights={weights!r}: give {len(listed)} of them, one for each reward function")
+        if not all(map(math.isfinite, weights or ())):
+            raise ValueError(f"reward_weights={weights!r}: give finite numbers")
         self.functions, self.weights, self.penalty = listed, weights or [1.0] * len(listed), penalty or 0.0
         self._names = _names(listed)
         self.environment = environment

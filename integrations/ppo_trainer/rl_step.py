@@ -52,10 +52,14 @@ class RLStep:
         report: dict[str, Tensor],
         generator: torch.Generator,
         total: Total,
+        made: int = 0,
     ) -> RLStep:
-        """Cut the rollout into mini-batches, and these into `accumulation` micro-batches each."""
-        updates = config.epochs * config.mini_batches
-        order = torch.cat(list(mini_batches(config, len(batch.response_mask_BT), generator)))
+        """Cut the rollout into mini-batches, and these into `accumulation` micro-batches each.
+
+        Without the first `made` mini-batches, where so many updates were made on a rollout that is no more.
+        """
+        parts = list(mini_batches(config, len(batch.response_mask_BT), generator))[made:]
+        updates, order = len(parts), torch.cat(parts)
         index_NB = order.view(updates * accumulation, -1).to(batch.response_mask_BT.device)
         tokens_UA = batch.response_mask_BT.sum(-1)[index_NB].sum(-1).view(updates, accumulation)
         weights_UA = tokens_UA / total(tokens_UA.sum(-1, keepdim=True)).clamp(min=1)

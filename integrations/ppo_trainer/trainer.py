@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from adaptive_warmup.integrations.ppo_trainer.config import PPOConfig
 from adaptive_warmup.integrations.ppo_trainer.gradients import check_given
@@ -26,12 +26,7 @@ from adaptive_warmup.integrations.ppo_trainer.model import (
     make_reference,
     warn_of_coarse,
 )
-from adaptive_warmup.integrations.ppo_trainer.prompts import (
-    RolloutSampler,
-    check_dataset,
-    check_prompts,
-    check_tokenizer,
-)
+from adaptive_warmup.integrations.ppo_trainer.prompts import RolloutSampler, check_dataset, check_prompts, tokenizer_of
 from adaptive_warmup.integrations.ppo_trainer.rewards import RewardFunction, Scores
 from adaptive_warmup.integrations.ppo_trainer.rl_step import RLStep
 from adaptive_warmup.integrations.ppo_trainer.rollouts import RolloutTrainer
@@ -105,8 +100,7 @@ class PPOTrainer(RolloutTrainer):
         self.scores = Scores(reward_funcs, environment, args.reward_weights, args.missing_eos_penalty)
         policy = make_policy(model, init, peft_config)
         check_adapter(policy)
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config._name_or_path)
-        check_tokenizer(tokenizer)
+        tokenizer = tokenizer_of(policy, processing_class)
         self._check_data(policy, tokenizer, args, train_dataset, eval_dataset, environment is not None)
         if args.n_gpu > 1:
             raise ValueError(f"one process has {args.n_gpu} GPUs: use `accelerate launch`, or CUDA_VISIBLE_DEVICES=0")
@@ -198,8 +192,9 @@ class PPOTrainer(RolloutTrainer):
             total, count = self._total(report["objective/scores"].new_tensor([sum(known), len(known)])).unbind()
             if float(count):  # else none of the completions was its to judge
                 report[f"rewards/{name}/mean"] = total / count
-        accumulation = self.args.gradient_accumulation_steps
-        return RLStep.begin(self.algorithm, batch, accumulation, report, self.choices, self._total)
+        # Within an RL step where a checkpoint was that had none: the rest of it, so that the next ones end as ever.
+        made, accumulation = self.state.global_step % self.updates_per_rollout, self.args.gradient_accumulation_steps
+        return RLStep.begin(self.algorithm, batch, accumulation, report, self.choices, self._total, made)
 
     def after_update(self) -> None:
         """After the last update of an RL step, or of the run: measure what the RL step did, and report it."""

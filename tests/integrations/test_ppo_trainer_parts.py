@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, get_peft_model
+from datasets import Dataset
+from peft import LoHaConfig, LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, MixtralConfig, PhimoeConfig, Zamba2Config
 
+from adaptive_warmup.history import read
+from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.ppo_trainer.model import AdapterOff
 from adaptive_warmup.integrations.ppo_trainer.prompts import check_dataset, check_prompts, problem
 from adaptive_warmup.ppo.dialogue import Dialogue, Episode
@@ -198,3 +201,42 @@ def test_no_forward_without_gradients_has_more_rows_than_are_asked_for_and_the_r
     assert seen == {(True, 8), (False, 3), (False, 1)}  # 16 episodes, in mini-batches of 8
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert same(weights(again), weights(whole))
+
+
+def test_where_an_rl_step_is_not_resumed_the_next_ones_end_as_ever(tmp_path: Path) -> None:
+    """A callback that decides at the end of each would otherwise never see what one did."""
+    sizes = {"num_mini_batches": 2, "num_ppo_epochs": 2, "per_device_train_batch_size": 4}
+    make(tmp_path, max_steps=5, **sizes, save_strategy="steps", save_steps=5, save_only_model=True).train()
+    warmup = AdaptiveWarmupCallback(4, log=tmp_path / "decisions.jsonl", target_kl=0.01)
+    again = make(tmp_path, parts={"callbacks": [warmup]}, max_steps=12, **sizes)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert [logs["step"] for logs in again.state.log_history if "policy/kl" in logs and logs["step"] > 5] == [8, 12]
+    decided = [step["signals"]["kl"] for step in read(tmp_path / "decisions.jsonl").steps]
+    assert decided == logged(again, "policy/kl")[-2:]
+
+
+def test_what_is_no_prompt_is_quoted(tmp_path: Path) -> None:
+    for bad in ({"prompt": None}, {"prompt": []}, {"prompt": [3]}, {"text": "a"}):
+        with pytest.raises(ValueError, match=r"a row has prompt=.*: give text, or a conversation"):
+            problem(bad, tokenizer())
+    with pytest.raises(ValueError, match="a row has prompt=None"):
+        make(tmp_path, parts={"train_dataset": [{"prompt": "a"}, {"text": "a"}]})
+    with pytest.raises(ValueError, match="a row has prompt=None"):
+        make(tmp_path).evaluate(Dataset.from_dict({"text": ["a"]}))
+
+
+def test_an_adapter_and_a_tokenizer_that_do_not_fit_and_settings_that_it_cannot_follow(tmp_path: Path) -> None:
+    virtual = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="the adapter is of the kind PROMPT_TUNING"):
+        make(tmp_path, parts={"peft_config": virtual})
+    with pytest.raises(TypeError, match=r"processing_class is a str: give a tokenizer"):
+        make(tmp_path, parts={"processing_class": "a name"})
+    nameless = AutoModelForCausalLM.from_config(experts())
+    with pytest.raises(ValueError, match="processing_class=None, and the model has no name or path"):
+        make(tmp_path, nameless, parts={"processing_class": None})
+    with pytest.raises(
+        ValueError, match="auto_find_batch_size=True: a rollout is made for per_device_train_batch_size"
+    ):
+        make(tmp_path, auto_find_batch_size=True)
+    with pytest.raises(ValueError, match=r"reward_weights=\[nan\]: give finite numbers"):
+        make(tmp_path, reward_weights=[float("nan")])
