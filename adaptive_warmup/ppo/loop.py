@@ -94,6 +94,11 @@ class PPO:
         config = self.config
         rates = {"lr": self.optimizer.param_groups[POLICY]["lr"], "value_lr": self.optimizer.param_groups[VALUE]["lr"]}
         problems = self.environment.sample(config.batch_size, draw_seed(self.choices))
+        if len(problems) != config.batch_size:
+            name = type(self.environment).__name__
+            raise ValueError(
+                f"{name}.sample({config.batch_size}, ...) gave {len(problems)} problems: have it give as many"
+            )
         episodes = self._rollout(problems, self.tokens)
         batch = assess(config, self.model, self.reference, episodes)
         parts = mini_batches(config, config.batch_size, self.choices)

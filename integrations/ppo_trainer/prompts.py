@@ -119,7 +119,7 @@ def tokenizer_of(policy: PreTrainedModel, given: Any) -> PreTrainedTokenizerBase
     """The tokenizer that is given, or the policy's own.
 
     Raises:
-        TypeError, ValueError: it is none, or has no token that ends a text, or none to pad with.
+        TypeError, ValueError: it is none, or has no token that ends a text, or none to pad with, that the policy knows.
     """
     name = policy.config._name_or_path
     if given is None and not name:
@@ -138,6 +138,12 @@ def tokenizer_of(policy: PreTrainedModel, given: Any) -> PreTrainedTokenizerBase
         raise ValueError(
             f"the tokenizer {tokenizer.name_or_path!r} has no padding token: set tokenizer.pad_token ="
             " tokenizer.eos_token, or one that it has for nothing else"
+        )
+    last, known = max(tokenizer.eos_token_id, tokenizer.pad_token_id), policy.config.get_text_config().vocab_size
+    if last >= known:
+        raise ValueError(
+            f"the tokenizer's token {tokenizer.convert_ids_to_tokens(last)!r} has the number {last}, and the policy"
+            f" knows {known} tokens: call model.resize_token_embeddings(len(tokenizer)), or take a token that it knows"
         )
     return tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,10 @@ def test_an_adapter_and_a_tokenizer_that_do_not_fit_and_settings_that_it_cannot_
         make(tmp_path, parts={"peft_config": virtual})
     with pytest.raises(TypeError, match=r"processing_class is a str: give a tokenizer"):
         make(tmp_path, parts={"processing_class": "a name"})
+    padded = copy.deepcopy(tokenizer())
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    with pytest.raises(ValueError, match=r"token '\[PAD\]' has the number 264, and the policy knows 264 tokens: call"):
+        make(tmp_path, parts={"processing_class": padded})
     nameless = AutoModelForCausalLM.from_config(experts())
     with pytest.raises(ValueError, match="processing_class=None, and the model has no name or path"):
         make(tmp_path, nameless, parts={"processing_class": None})
