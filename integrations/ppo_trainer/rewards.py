@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -121,6 +121,8 @@ def _rewards(function: RewardFunction, given: dict[str, Any], count: int) -> lis
 def _numbers(who: str, found: Any) -> list[float | None]:
     """As floats; of one that is not finite there is a word, as it costs the updates of the whole rollout."""
     try:
+        if isinstance(found, (str, Mapping)):  # whose characters, or keys, may be numbers
+            raise TypeError
         numbers = [None if one is None else float(one) for one in found]
     except (TypeError, ValueError) as error:
         raise TypeError(f"{who} returned {found!r}: return a list of numbers") from error

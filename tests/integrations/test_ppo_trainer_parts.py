@@ -153,9 +153,14 @@ def test_what_is_no_reward_function_is_told(tmp_path: Path) -> None:
     for bad, words in (("accuracy", "reward_funcs has 'accuracy'"), (model(), "reward_funcs has a Qwen2ForCausalLM")):
         with pytest.raises(TypeError, match=words):
             make(tmp_path, parts={"reward_funcs": bad})
-    trainer = make(tmp_path, parts={"reward_funcs": graded}, max_steps=1)
-    with pytest.raises(TypeError, match=r"the reward function graded returned \['good', .*: return a list of numbers"):
-        trainer.train()
+
+    def by_number(completions: list[str], **columns: Any) -> dict[int, float]:
+        return dict.fromkeys(range(len(completions)), 1.0)
+
+    for function, told in ((graded, r"graded returned \['good', "), (by_number, r"by_number returned \{0: 1\.0, ")):
+        trainer = make(tmp_path, parts={"reward_funcs": function}, max_steps=1)
+        with pytest.raises(TypeError, match=rf"the reward function {told}.*: return a list of numbers"):
+            trainer.train()
 
 
 def test_noise_in_the_embeddings_is_refused(tmp_path: Path) -> None:
