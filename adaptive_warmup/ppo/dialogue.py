@@ -1,13 +1,13 @@
-"""One episode in tokens: who wrote what, when the policy's turn is over, and what the environment inserts."""
+"""One episode in tokens: its prompt, who wrote what, when the policy's turn is over, what the environment inserts."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adaptive_warmup.ppo.environment import Problem, Turns
 
@@ -98,3 +98,28 @@ def _stop_tokens(tokenizer: PreTrainedTokenizerBase, size: int, stops: tuple[str
 
 def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     return str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def tokenise(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_response_tokens: int
+) -> list[list[int]]:
+    """The tokens of the prompts.
+
+    Raises:
+        ValueError: there are none, one has no tokens, or it leaves no room for the response.
+    """
+    if not prompts:
+        raise ValueError("rollout got no problems: give it at least one")
+    found: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+    if tokenizer("")["input_ids"][-1:] == [tokenizer.eos_token_id]:  # it ends every text, and this one goes on
+        found = [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in found]
+    for prompt, token_ids in zip(prompts, found, strict=True):
+        if not token_ids:
+            raise ValueError(f"the prompt {prompt!r} has no tokens: a policy needs at least one to continue")
+    longest, limit = max(map(len, found)), getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest + max_response_tokens > limit:
+        raise ValueError(
+            f"a prompt of {longest} tokens and max_response_tokens={max_response_tokens} do not fit the policy's "
+            f"{limit} positions: shorten one, or raise max_position_embeddings"
+        )
+    return found

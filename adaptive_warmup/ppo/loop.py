@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from adaptive_warmup.ppo.config import PPOConfig
 from adaptive_warmup.ppo.environment import Environment, Problem, Split
 from adaptive_warmup.ppo.generators import draw_seed, resume
-from adaptive_warmup.ppo.model import ActorCritic, ValueHead, ValueModel, check_apart
+from adaptive_warmup.ppo.model import ActorCritic, ValueHead, ValueModel, check_apart, check_padding
 from adaptive_warmup.ppo.rollout import Rollout, rollout
 from adaptive_warmup.ppo.update import Batch, assess, mini_batch_losses, mini_batches, policy_kl, rollout_metrics
 
@@ -46,7 +46,7 @@ class PPO:
             `AdaptiveWarmup`, is told first what the step was like. By default the rates stay as they are.
 
     Raises:
-        ValueError: models share parameters that one of them trains.
+        ValueError: models share parameters that one of them trains, or the policy takes padding for text.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class PPO:
         scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     ) -> None:
         check_apart(policy, reference, critic)
+        check_padding(policy)
         self.config, self.environment, self.tokenizer = config, environment, tokenizer
         self.policy, self.reference = policy, reference.train(False).requires_grad_(False)
         self.critic = critic if critic is not None else ValueModel.copy_of(policy)
@@ -93,6 +94,11 @@ class PPO:
         config = self.config
         rates = {"lr": self.optimizer.param_groups[POLICY]["lr"], "value_lr": self.optimizer.param_groups[VALUE]["lr"]}
         problems = self.environment.sample(config.batch_size, draw_seed(self.choices))
+        if len(problems) != config.batch_size:
+            name = type(self.environment).__name__
+            raise ValueError(
+                f"{name}.sample({config.batch_size}, ...) gave {len(problems)} problems: have it give as many"
+            )
         episodes = self._rollout(problems, self.tokens)
         batch = assess(config, self.model, self.reference, episodes)
         parts = mini_batches(config, config.batch_size, self.choices)

@@ -13,9 +13,15 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from adaptive_warmup.ppo.losses import entropy
+
+_TRIED = 8  # tokens that a policy is tried on
+_ROUNDING = (
+    0.1  # of their log-probabilities' spread, in 16 bits; counting the padding moves them by more than twice that
+)
 
 LanguageModel = Callable[..., Any]
 """Called as a causal LM of transformers, and answers as one."""
@@ -165,6 +171,34 @@ def response_logprobs(
 def position_ids(attention_mask_BS: Tensor) -> Tensor:
     """Positions counted from each row's first real token, (B, S), so that left padding moves nothing."""
     return (attention_mask_BS.cumsum(-1) - 1).clamp(min=0)
+
+
+@torch.no_grad()
+def check_padding(policy: PreTrainedModel) -> None:
+    """Raise ValueError where padding on the left changes what a policy says of the tokens after it.
+
+    Decoders of BART's kind take no `position_ids`: they count the padding, so that a row would be read otherwise in
+    each batch, and by whoever loads the policy.
+    """
+    if any(parameter.is_meta or not parameter.numel() for parameter in policy.parameters()):
+        return  # its weights are elsewhere
+    config, training = policy.config.get_text_config(), policy.training
+    padding = getattr(config, "pad_token_id", None) or 0
+    ids_1S = torch.arange(_TRIED, device=policy.device)[None] % config.vocab_size
+    inputs = ids_1S, torch.ones_like(ids_1S)
+    policy.train(False)
+    try:
+        alone_1T, padded_1T = (
+            response_logprobs(policy, pad(ids_1S, (left, 0), value=padding), pad(inputs[1], (left, 0)), _TRIED - 1)
+            for left in (0, _TRIED // 2)
+        )
+    finally:
+        policy.train(training)
+    if (padded_1T - alone_1T).norm() > _ROUNDING * (alone_1T - alone_1T.mean()).norm() + 1e-3:
+        raise ValueError(
+            f"{type(policy).__name__} reads a text otherwise where padding stands before it, as prompts of different"
+            " lengths need: give a policy that heeds position_ids and attention_mask"
+        )
 
 
 def _response_logits(

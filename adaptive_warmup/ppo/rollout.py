@@ -16,10 +16,11 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adaptive_warmup.ppo.cache import cache_name, check_adapter, keeps_keys, make_room
-from adaptive_warmup.ppo.dialogue import Dialogue, Episode
+from adaptive_warmup.ppo.dialogue import Dialogue, Episode, tokenise
 from adaptive_warmup.ppo.environment import Environment, Problem, Turns
 from adaptive_warmup.ppo.model import ValueHead, position_ids
 
@@ -100,6 +101,7 @@ def sample_episodes(
     temperature: float = 1.0,
     generator: torch.Generator,
     value_head: ValueHead | None = None,
+    rows: int | None = None,
 ) -> Episodes:
     """Samples one episode for each problem. It ends with an end-of-text token of the policy's, when the environment has
     no reply to a stop (or has given `max_turns`), or after `max_response_tokens`, inserted ones included.
@@ -107,6 +109,7 @@ def sample_episodes(
     Args:
         generator: the only source of randomness, on the policy's device.
         value_head: a critic on the policy's trunk, whose values cost next to nothing while it samples.
+        rows: episodes at a time, whose keys and values must fit into memory together; None for all.
 
     Raises:
         ValueError: a prompt has no tokens, or prompt and response do not fit the policy's positions.
@@ -123,22 +126,27 @@ def sample_episodes(
     training = policy.training
     policy.train(False)
     try:
-        logprobs_BT, values_BT = _write(
-            policy,
-            dialogue,
-            episodes,
-            prompt_ids_BP,
-            prompt_mask_BP,
-            max_response_tokens,
-            temperature,
-            generator,
-            value_head,
-        )
+        parts = [
+            _write(
+                policy,
+                dialogue,
+                episodes[start : start + some],
+                prompt_ids_BP[start : start + some],
+                prompt_mask_BP[start : start + some],
+                max_response_tokens,
+                temperature,
+                generator,
+                value_head,
+            )
+            for some in [rows or len(episodes)]
+            for start in range(0, len(episodes), some)
+        ]
     finally:
         policy.train(training)
 
     length = max(len(episode.token_ids) for episode in episodes)
     response_ids_BT = torch.tensor([_fill(e.token_ids, length, dialogue.pad) for e in episodes], device=device)
+    logprobs_BT, values_BT = (_joined(tensors, length) for tensors in zip(*parts, strict=True))
     written_BT = torch.tensor([_fill([1] * len(e.token_ids), length, 0) for e in episodes], device=device)
     return Episodes(
         problems=list(problems),
@@ -150,6 +158,12 @@ def sample_episodes(
         logprobs_BT=logprobs_BT,
         values_BT=values_BT,
     )
+
+
+def _joined(parts: Sequence[Tensor | None], length: int) -> Tensor | None:
+    """One below the other, each filled up to the longest."""
+    known = [pad(part, (0, length - part.shape[1])) for part in parts if part is not None]
+    return torch.cat(known) if known else None
 
 
 def _ends(policy: PreTrainedModel) -> list[int]:
@@ -183,7 +197,7 @@ def _write(
     """
     check_adapter(policy)
     # Rows that are done go on reading padding: nobody looks at what they compute, so the mask need not know.
-    mask_BS = torch.nn.functional.pad(prompt_mask_BP, (0, max_response_tokens), value=1)
+    mask_BS = pad(prompt_mask_BP, (0, max_response_tokens), value=1)
     positions_BS = position_ids(mask_BS)
     input_ids, cache, name, start = prompt_ids_BP, None, cache_name(policy), 0
     logprobs: list[Tensor] = []
@@ -233,28 +247,3 @@ def _sample(logits_BV: Tensor, temperature: float, generator: torch.Generator) -
 
 def _fill(items: list[int] | list[bool], length: int, filler: int | bool) -> list[int | bool]:
     return [*items, *[filler] * (length - len(items))]
-
-
-def tokenise(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_response_tokens: int
-) -> list[list[int]]:
-    """The tokens of the prompts.
-
-    Raises:
-        ValueError: there are none, one has no tokens, or it leaves no room for the response.
-    """
-    if not prompts:
-        raise ValueError("rollout got no problems: give it at least one")
-    found: list[list[int]] = tokenizer(list(prompts))["input_ids"]
-    if tokenizer("")["input_ids"][-1:] == [tokenizer.eos_token_id]:  # it ends every text, and this one goes on
-        found = [ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids for ids in found]
-    for prompt, token_ids in zip(prompts, found, strict=True):
-        if not token_ids:
-            raise ValueError(f"the prompt {prompt!r} has no tokens: a policy needs at least one to continue")
-    longest, limit = max(map(len, found)), getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and longest + max_response_tokens > limit:
-        raise ValueError(
-            f"a prompt of {longest} tokens and max_response_tokens={max_response_tokens} do not fit the policy's "
-            f"{limit} positions: shorten one, or raise max_position_embeddings"
-        )
-    return found

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, send_to_device
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer
 from transformers.utils import logging
 
@@ -52,7 +52,8 @@ class Checkpoints(Trainer):
         with self._as_policy():
             super()._save(str(folder), None if state_dict is None else _part("policy.", state_dict))
         if self.args.should_save:
-            save_file({name: tensor.contiguous() for name, tensor in critic.items()}, folder / VALUE_MODEL)
+            once = dict.fromkeys(_first_names(self.model.critic).values())
+            save_file({name: critic[name].contiguous() for name in once}, folder / VALUE_MODEL)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:  # it saves and loads the model in one
@@ -74,7 +75,9 @@ class Checkpoints(Trainer):
         path = Path(folder) / VALUE_MODEL
         if not path.exists():
             raise ValueError(f"{folder} has no {VALUE_MODEL}: it is no checkpoint of a PPOTrainer; give one of those")
-        self.model.critic.load_state_dict(load_file(path))
+        saved, names = load_file(path), _first_names(self.model.critic)
+        shared = {name: saved[first] for name, first in names.items() if first in saved}
+        self.model.critic.load_state_dict(saved | shared)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The policy's, tagged as made by PPO."""
@@ -125,3 +128,9 @@ class Checkpoints(Trainer):
 
 def _part(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """By every name of a tensor, the first that it has: safetensors takes a tensor of several names only once."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in module.state_dict(keep_vars=True).items()}

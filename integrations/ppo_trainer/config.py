@@ -94,8 +94,8 @@ class PPOConfig(TrainingArguments):
     local_rollout_forward_batch_size: int | None = field(
         default=None,
         metadata=_says(
-            "Episodes in one forward that measures; sampling takes all of a process at once."
-            " None: per_device_train_batch_size."
+            "Episodes that are sampled, or measured, in one forward; None: all of a process are sampled at once, which"
+            " is fastest, and per_device_train_batch_size measured."
         ),
     )
     model_init_kwargs: dict[str, Any] | str | None = field(
@@ -111,6 +111,11 @@ class PPOConfig(TrainingArguments):
         if self.neftune_noise_alpha is not None:
             words = "the policy that is updated would not be the one that sampled; leave it out"
             raise ValueError(f"neftune_noise_alpha={self.neftune_noise_alpha!r}: {words}")
+        if self.auto_find_batch_size:
+            words = (
+                "a rollout is made for per_device_train_batch_size; lower that, and raise gradient_accumulation_steps"
+            )
+            raise ValueError(f"auto_find_batch_size=True: {words}")
         for name in ("vf_coef", "missing_eos_penalty"):
             if not 0 <= (getattr(self, name) or 0) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give a finite number, 0 or more")

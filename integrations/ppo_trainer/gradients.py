@@ -74,11 +74,9 @@ class TwoParts(Checkpoints):
         if not finite:
             self.model.zero_grad()
         if self.rl_step:
-            measured = {"policy/grad_norm": norms[0], "value/grad_norm": norms[1]}
+            skipped = norms[0].new_tensor(1.0 - finite)
+            measured = {"policy/grad_norm": norms[0], "value/grad_norm": norms[1], "skipped_updates": skipped}
             self.rl_step.add(measured, 1 / self.processes)
-            self.rl_step.add(
-                {"skipped_updates": norms[0].new_tensor(1.0 - finite)}, self.rl_step.updates / self.processes
-            )
         return norms[0]
 
     @property

@@ -104,9 +104,13 @@ def make_policy(model: PreTrainedModel | str, init: dict[str, Any], peft_config:
         from peft import get_peft_model
 
         policy = get_peft_model(policy, peft_config)
+    return cast(PreTrainedModel, with_fused_gelu(without_dropout(policy)))
+
+
+def warn_of_coarse(policy: PreTrainedModel) -> None:
+    """Warn where the optimizer is to train weights of 16 bits: not under DeepSpeed, which trains a copy in float32."""
     if any(parameter.requires_grad and parameter.dtype in _HALF for parameter in policy.parameters()):
         _log.warning(_COARSE)
-    return cast(PreTrainedModel, with_fused_gelu(without_dropout(policy)))
 
 
 def make_reference(model: PreTrainedModel | str | None, policy: PreTrainedModel, init: dict[str, Any]) -> LanguageModel:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from adaptive_warmup.ppo.environment import Problem
 from adaptive_warmup.ppo.generators import permutation
@@ -77,10 +77,18 @@ def problem(row: Any, tokenizer: PreTrainedTokenizerBase, column: str | None = N
     """A row as a problem: its prompt as text, and as the answer that `column` of it, or all of it.
 
     A conversation goes through the tokenizer's chat template.
+
+    Raises:
+        ValueError: the row has no prompt, or one of another kind.
     """
     if isinstance(row, Problem):
         return row
-    prompt = row["prompt"]
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) and not _is_conversation(prompt):
+        raise ValueError(
+            f"a row has prompt={prompt!r}: give text, or a conversation, which is a list of messages, each with its"
+            " role and content"
+        )
     if not isinstance(prompt, str):
         ours = prompt[-1]["role"] == "assistant"  # a turn that the policy is to go on with
         how = {"add_generation_prompt": not ours, "continue_final_message": ours}
@@ -105,6 +113,45 @@ def check_prompts(dataset: Sequence[Any], tokenizer: PreTrainedTokenizerBase, li
                     f"the prompt of row {i} has {length} tokens, which with max_completion_length={room} go beyond the"
                     f" policy's {limit} positions: leave it out, or lower max_completion_length"
                 )
+
+
+def tokenizer_of(policy: PreTrainedModel, given: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer that is given, or the policy's own.
+
+    Raises:
+        TypeError, ValueError: it is none, or has no token that ends a text, or none to pad with, that the policy knows.
+    """
+    name = policy.config._name_or_path
+    if given is None and not name:
+        raise ValueError("processing_class=None, and the model has no name or path to load a tokenizer from: give one")
+    tokenizer = AutoTokenizer.from_pretrained(name) if given is None else given
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TypeError(
+            f"processing_class is a {type(tokenizer).__name__}: give a tokenizer, as processor.tokenizer is"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-text token, which ends a completion: set"
+            " tokenizer.eos_token"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path!r} has no padding token: set tokenizer.pad_token ="
+            " tokenizer.eos_token, or one that it has for nothing else"
+        )
+    last, known = max(tokenizer.eos_token_id, tokenizer.pad_token_id), policy.config.get_text_config().vocab_size
+    if last >= known:
+        raise ValueError(
+            f"the tokenizer's token {tokenizer.convert_ids_to_tokens(last)!r} has the number {last}, and the policy"
+            f" knows {known} tokens: call model.resize_token_embeddings(len(tokenizer)), or take a token that it knows"
+        )
+    return tokenizer
+
+
+def _is_conversation(prompt: Any) -> bool:
+    return (
+        isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(m, Mapping) and "role" in m for m in prompt)
+    )
 
 
 def _adds(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:

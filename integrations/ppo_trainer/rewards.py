@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -63,6 +63,8 @@ class Scores:
                 raise TypeError(f"reward_funcs has a {type(function).__name__}: give a function that asks the model")
         if weights is not None and len(weights) != len(listed):
             raise ValueError(f"reward_weights={weights!r}: give {len(listed)} of them, one for each reward function")
+        if not all(map(math.isfinite, weights or ())):
+            raise ValueError(f"reward_weights={weights!r}: give finite numbers")
         self.functions, self.weights, self.penalty = listed, weights or [1.0] * len(listed), penalty or 0.0
         self._names = _names(listed)
         self.environment = environment
@@ -119,6 +121,8 @@ def _rewards(function: RewardFunction, given: dict[str, Any], count: int) -> lis
 def _numbers(who: str, found: Any) -> list[float | None]:
     """As floats; of one that is not finite there is a word, as it costs the updates of the whole rollout."""
     try:
+        if isinstance(found, (str, Mapping)):  # whose characters, or keys, may be numbers
+            raise TypeError
         numbers = [None if one is None else float(one) for one in found]
     except (TypeError, ValueError) as error:
         raise TypeError(f"{who} returned {found!r}: return a list of numbers") from error

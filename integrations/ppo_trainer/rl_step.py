@@ -11,6 +11,8 @@ from adaptive_warmup.ppo.config import PPOConfig
 from adaptive_warmup.ppo.losses import Total
 from adaptive_warmup.ppo.update import Batch, mini_batches
 
+_COUNTS = ("skipped_updates",)  # over the RL step, not means
+
 
 class RLStep:
     """Hands out micro-batches with their weights, and gathers their metrics.
@@ -50,10 +52,14 @@ class RLStep:
         report: dict[str, Tensor],
         generator: torch.Generator,
         total: Total,
+        made: int = 0,
     ) -> RLStep:
-        """Cut the rollout into mini-batches, and these into `accumulation` micro-batches each."""
-        updates = config.epochs * config.mini_batches
-        order = torch.cat(list(mini_batches(config, len(batch.response_mask_BT), generator)))
+        """Cut the rollout into mini-batches, and these into `accumulation` micro-batches each.
+
+        Without the first `made` mini-batches, where so many updates were made on a rollout that is no more.
+        """
+        parts = list(mini_batches(config, len(batch.response_mask_BT), generator))[made:]
+        updates, order = len(parts), torch.cat(parts)
         index_NB = order.view(updates * accumulation, -1).to(batch.response_mask_BT.device)
         tokens_UA = batch.response_mask_BT.sum(-1)[index_NB].sum(-1).view(updates, accumulation)
         weights_UA = tokens_UA / total(tokens_UA.sum(-1, keepdim=True)).clamp(min=1)
@@ -70,16 +76,15 @@ class RLStep:
         return self.batch.rows(self.index_NB[self.used - 1]), self.weights_N[self.used - 1]
 
     def add(self, metrics: dict[str, Tensor], weight: Tensor | float = 1.0) -> None:
-        """Take in metrics of a micro-batch with its weight, or of an update, which are the same on all processes."""
+        """Take in metrics of a micro-batch with its weight, or of an update with its share on this process."""
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach().float()
 
     def averages(self, total: Total) -> dict[str, Tensor]:
-        """The means over the updates of all metrics taken in with a weight, added up over the processes."""
-        names = list(self.sums)
-        return dict(
-            zip(names, (total(torch.stack([self.sums[name] for name in names])) / self.updates).unbind(), strict=True)
-        )
+        """The means over the updates so far of all metrics taken in, added up over the processes."""
+        sums = dict(zip(self.sums, total(torch.stack(list(self.sums.values()))).unbind(), strict=True))
+        done = self.used * self.updates / len(self.index_NB)
+        return {name: value if name in _COUNTS else value / done for name, value in sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, as tensors."""

@@ -41,6 +41,7 @@ class RolloutTrainer(TwoParts):
                 temperature=self.algorithm.temperature,
                 generator=generator,
                 value_head=self.model.value_head,
+                rows=self.args.local_rollout_forward_batch_size,
             )
         scores, rewards = self.scores(episodes, self.state)
         return episodes.scored(scores), rewards
@@ -82,7 +83,7 @@ class RolloutTrainer(TwoParts):
 
     @property
     def _rows(self) -> int:
-        """Episodes in one forward without gradients."""
+        """Episodes in one forward that measures."""
         return self.args.local_rollout_forward_batch_size or self.args.per_device_train_batch_size
 
     @contextmanager

@@ -6,6 +6,7 @@ them the step is measured.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,19 +15,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from adaptive_warmup.integrations.ppo_trainer.config import PPOConfig
 from adaptive_warmup.integrations.ppo_trainer.gradients import check_given
-from adaptive_warmup.integrations.ppo_trainer.model import PolicyAndValue, make_critic, make_policy, make_reference
-from adaptive_warmup.integrations.ppo_trainer.prompts import RolloutSampler, check_dataset, check_prompts
+from adaptive_warmup.integrations.ppo_trainer.model import (
+    PolicyAndValue,
+    make_critic,
+    make_policy,
+    make_reference,
+    warn_of_coarse,
+)
+from adaptive_warmup.integrations.ppo_trainer.prompts import RolloutSampler, check_dataset, check_prompts, tokenizer_of
 from adaptive_warmup.integrations.ppo_trainer.rewards import RewardFunction, Scores
 from adaptive_warmup.integrations.ppo_trainer.rl_step import RLStep
 from adaptive_warmup.integrations.ppo_trainer.rollouts import RolloutTrainer
 from adaptive_warmup.integrations.ppo_trainer.sharding import check_plugin, place_reference
+from adaptive_warmup.ppo.cache import check_adapter
 from adaptive_warmup.ppo.environment import Environment
 from adaptive_warmup.ppo.generators import draw_seed
-from adaptive_warmup.ppo.model import ValueHead, ValueModel, check_apart
+from adaptive_warmup.ppo.model import ValueHead, ValueModel, check_apart, check_padding
 from adaptive_warmup.ppo.update import mini_batch_losses, policy_kl
 
 _PRESENT = ("episode", "value_lr")  # logged as they are now
@@ -91,8 +99,8 @@ class PPOTrainer(RolloutTrainer):
             init = {**init, "dtype": "float32" if isinstance(model, str) else model.dtype}
         self.scores = Scores(reward_funcs, environment, args.reward_weights, args.missing_eos_penalty)
         policy = make_policy(model, init, peft_config)
-        tokenizer = processing_class or AutoTokenizer.from_pretrained(policy.config._name_or_path)
-        _check_tokenizer(tokenizer)
+        check_adapter(policy)
+        tokenizer = tokenizer_of(policy, processing_class)
         self._check_data(policy, tokenizer, args, train_dataset, eval_dataset, environment is not None)
         if args.n_gpu > 1:
             raise ValueError(f"one process has {args.n_gpu} GPUs: use `accelerate launch`, or CUDA_VISIBLE_DEVICES=0")
@@ -112,10 +120,12 @@ class PPOTrainer(RolloutTrainer):
             callbacks=[_Measures(self), *(callbacks or [])],
             optimizers=optimizers,
         )
+        check_padding(policy)  # on its device by now
         if optimizers[0] is not None:
             check_given(self.model, optimizers[0])
         if self.accelerator.distributed_type != "DEEPSPEED":  # as newer Trainers have it: else Accelerate divides, too
             self.accelerator.gradient_accumulation_steps = 1
+            warn_of_coarse(policy)
         check_plugin(getattr(self.accelerator.state, "fsdp_plugin", None))
         self.reference = place_reference(reference, self.model, self.accelerator)
         self.rl_step: RLStep | None = None
@@ -182,13 +192,14 @@ class PPOTrainer(RolloutTrainer):
             total, count = self._total(report["objective/scores"].new_tensor([sum(known), len(known)])).unbind()
             if float(count):  # else none of the completions was its to judge
                 report[f"rewards/{name}/mean"] = total / count
-        accumulation = self.args.gradient_accumulation_steps
-        return RLStep.begin(self.algorithm, batch, accumulation, report, self.choices, self._total)
+        # Within an RL step where a checkpoint was that had none: the rest of it, so that the next ones end as ever.
+        made, accumulation = self.state.global_step % self.updates_per_rollout, self.args.gradient_accumulation_steps
+        return RLStep.begin(self.algorithm, batch, accumulation, report, self.choices, self._total, made)
 
     def after_update(self) -> None:
-        """After the last update of an RL step: measure what it did, and report it."""
+        """After the last update of an RL step, or of the run: measure what the RL step did, and report it."""
         step = self.rl_step
-        if step is None or not step.finished:
+        if step is None or not (step.finished or self.state.global_step + 1 >= self.state.max_steps):
             return
         metrics = step.averages(self._total) | step.report
         if self.args.measure_kl:
@@ -198,11 +209,12 @@ class PPOTrainer(RolloutTrainer):
         values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one read for all of them
         for name, value in (*zip(metrics, values, strict=True), *self._pace()):
             self._metrics["train"][name].append(value)
-        self.rl_step = None
+        if step.finished:  # else a longer run, resumed from here, goes on with it
+            self.rl_step = None
 
     def _pace(self) -> Iterator[tuple[str, float]]:
         size, now = self.algorithm.batch_size, time.perf_counter()
-        yield "episode", float((self.state.global_step + 1) // self.updates_per_rollout * size)
+        yield "episode", float(math.ceil((self.state.global_step + 1) / self.updates_per_rollout) * size)
         yield "eps", size / (now - self._since)
         yield "value_lr", float(self.optimizer.param_groups[-1]["lr"])
         self._since = now
@@ -248,16 +260,3 @@ def _senses(*parts: nn.Module) -> bool:
     """Whether a model has parts that text does not reach, as those that see: DDP would wait for their gradients."""
     models = [module for part in parts for module in part.modules() if isinstance(module, PreTrainedModel)]
     return any(model.config.get_text_config() is not model.config for model in models)
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no end-of-text token, which ends a completion: set"
-            " tokenizer.eos_token"
-        )
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no padding token: set tokenizer.pad_token ="
-            " tokenizer.eos_token, or one that it has for nothing else"
-        )

@@ -2,7 +2,7 @@
 
 On CPUs Accelerate (1.15) takes no notice of its FSDP plugin and falls back on DDP, and of DeepSpeed's processes it
 counts one. So `sharding` sets what Accelerate sets where there are GPUs, and `deep_speed` its state beforehand, as the
-Trainer's `use_configured_state` has it; all that follows from that is their own.
+Trainer's `use_configured_state` has it, and that bf16 is to be had; all that follows from that is their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2ForCausalLM, training_args
 from transformers.distributed import DistributedConfig
 from adaptive_warmup.integrations.ppo_trainer import PPOTrainer
 from adaptive_warmup.ppo import ValueHead
@@ -45,6 +45,7 @@ def sharding(args):
 def deep_speed():
     import deepspeed
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it is compiled first; gloo does as well
+    training_args.is_torch_bf16_gpu_available = lambda: True
     AcceleratorState._reset_state(True)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="gloo")
@@ -64,6 +65,7 @@ def made():
     if args.fsdp:
         sharding(args)
     policy, critic = (tied(), ValueHead(16)) if kind == "tied" else (model(), None)
+    policy = policy.to(torch.bfloat16) if kind == "half" else policy
     parts = {"environment": Letters(), "train_dataset": PROMPTS, "processing_class": tokenizer()}
     return PPOTrainer(policy, args, value_model=critic, **parts)
 

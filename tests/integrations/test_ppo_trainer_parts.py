@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, MixtralConfig, PhimoeConfig
+from datasets import Dataset
+from peft import LoHaConfig, LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, MixtralConfig, PhimoeConfig, Zamba2Config
 
+from adaptive_warmup.history import read
+from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.ppo_trainer.model import AdapterOff
 from adaptive_warmup.integrations.ppo_trainer.prompts import check_dataset, check_prompts, problem
 from adaptive_warmup.ppo.dialogue import Dialogue, Episode
@@ -17,6 +21,7 @@ from adaptive_warmup.ppo.environment import Problem
 from adaptive_warmup.ppo.model import ValueModel
 from tests.integrations.ppo_trainers import make
 from tests.integrations.tiny import logged, model, tokenizer
+from tests.integrations.trainers import same, weights
 
 TARGETS = ["q_proj", "v_proj"]
 EXPERTS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -67,6 +72,25 @@ def test_experts_that_are_chosen_at_random_are_refused(tmp_path: Path) -> None:
     ids = {"vocab_size": len(tokenizer()), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     with pytest.raises(ValueError, match="chooses its experts at random in training: PPO cannot train that"):
         make(tmp_path, AutoModelForCausalLM.from_config(PhimoeConfig(**EXPERTS, **ids)))
+
+
+def test_a_critic_whose_layers_share_weights_is_saved_and_resumed(tmp_path: Path) -> None:
+    """As the blocks of Zamba2, of which safetensors refuses the second."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 64, "adapter_rank": 4}
+    sizes |= {"num_attention_heads": 4, "n_mamba_heads": 8, "mamba_d_state": 8, "num_hidden_layers": 4}
+    config = Zamba2Config(vocab_size=len(tokenizer()), layers_block_type=["mamba", "hybrid"] * 2, **sizes)
+
+    def run(**extra: Any) -> Any:
+        torch.manual_seed(0)
+        return make(tmp_path, AutoModelForCausalLM.from_config(config), **extra)
+
+    whole = run(save_strategy="steps", save_steps=1)
+    names = whole.model.critic.state_dict()
+    assert len(names) > len(list(whole.model.critic.parameters()))
+    whole.train()
+    again = run()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert same(weights(again), weights(whole))
 
 
 def test_the_critic_s_own_warmup_keeps_the_rest_of_a_warmup_stable_decay(tmp_path: Path) -> None:
@@ -129,9 +153,14 @@ def test_what_is_no_reward_function_is_told(tmp_path: Path) -> None:
     for bad, words in (("accuracy", "reward_funcs has 'accuracy'"), (model(), "reward_funcs has a Qwen2ForCausalLM")):
         with pytest.raises(TypeError, match=words):
             make(tmp_path, parts={"reward_funcs": bad})
-    trainer = make(tmp_path, parts={"reward_funcs": graded}, max_steps=1)
-    with pytest.raises(TypeError, match=r"the reward function graded returned \['good', .*: return a list of numbers"):
-        trainer.train()
+
+    def by_number(completions: list[str], **columns: Any) -> dict[int, float]:
+        return dict.fromkeys(range(len(completions)), 1.0)
+
+    for function, told in ((graded, r"graded returned \['good', "), (by_number, r"by_number returned \{0: 1\.0, ")):
+        trainer = make(tmp_path, parts={"reward_funcs": function}, max_steps=1)
+        with pytest.raises(TypeError, match=rf"the reward function {told}.*: return a list of numbers"):
+            trainer.train()
 
 
 def test_noise_in_the_embeddings_is_refused(tmp_path: Path) -> None:
@@ -142,3 +171,82 @@ def test_noise_in_the_embeddings_is_refused(tmp_path: Path) -> None:
 def test_an_empty_prompt_is_found_before_its_turn_comes() -> None:
     with pytest.raises(ValueError, match="the prompt of row 1 is empty: leave it out"):
         check_prompts([{"prompt": "a"}, {"prompt": ""}], tokenizer(), None, 8)
+
+
+def test_an_rl_step_that_the_end_of_the_run_cuts_short_is_reported_and_a_longer_run_goes_on_with_it(
+    tmp_path: Path,
+) -> None:
+    """Six updates, of which an RL step has four."""
+    parts: dict[str, Any] = {"num_mini_batches": 2, "num_ppo_epochs": 2, "gradient_accumulation_steps": 2}
+    cut = make(tmp_path, max_steps=6, **parts, save_strategy="steps", save_steps=6)
+    whole, again = make(tmp_path, max_steps=8, **parts), make(tmp_path, max_steps=8, **parts)
+    cut.train()
+    whole.train()
+    assert logged(cut, "objective/scores") == logged(whole, "objective/scores")
+    assert logged(cut, "episode") == logged(whole, "episode")
+    assert logged(cut, "policy/grad_norm")[1] == pytest.approx(sum(logged(whole, "grad_norm")[4:6]) / 2)
+    assert 0 < logged(cut, "policy/kl")[1] != logged(whole, "policy/kl")[1]
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert logged(again, "policy/kl")[1:] == [*logged(cut, "policy/kl")[1:], logged(whole, "policy/kl")[1]]
+    assert same(weights(again), weights(whole))
+
+
+def test_no_forward_without_gradients_has_more_rows_than_are_asked_for_and_the_run_resumes(tmp_path: Path) -> None:
+    seen: set[tuple[bool, int]] = set()
+
+    def run(**extra: Any) -> Any:
+        trainer = make(tmp_path, max_steps=4, num_mini_batches=2, local_rollout_forward_batch_size=3, **extra)
+        for part in (trainer.model.policy.model, trainer.model.critic.backbone, trainer.reference.model):
+            part.register_forward_hook(
+                lambda module, inputs, output: seen.add((torch.is_grad_enabled(), len(output.last_hidden_state)))
+            )
+        return trainer
+
+    whole, again = run(save_strategy="steps", save_steps=2), run()
+    whole.train()
+    assert seen == {(True, 8), (False, 3), (False, 1)}  # 16 episodes, in mini-batches of 8
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert same(weights(again), weights(whole))
+
+
+def test_where_an_rl_step_is_not_resumed_the_next_ones_end_as_ever(tmp_path: Path) -> None:
+    """A callback that decides at the end of each would otherwise never see what one did."""
+    sizes = {"num_mini_batches": 2, "num_ppo_epochs": 2, "per_device_train_batch_size": 4}
+    make(tmp_path, max_steps=5, **sizes, save_strategy="steps", save_steps=5, save_only_model=True).train()
+    warmup = AdaptiveWarmupCallback(4, log=tmp_path / "decisions.jsonl", target_kl=0.01)
+    again = make(tmp_path, parts={"callbacks": [warmup]}, max_steps=12, **sizes)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert [logs["step"] for logs in again.state.log_history if "policy/kl" in logs and logs["step"] > 5] == [8, 12]
+    decided = [step["signals"]["kl"] for step in read(tmp_path / "decisions.jsonl").steps]
+    assert decided == logged(again, "policy/kl")[-2:]
+
+
+def test_what_is_no_prompt_is_quoted(tmp_path: Path) -> None:
+    for bad in ({"prompt": None}, {"prompt": []}, {"prompt": [3]}, {"text": "a"}):
+        with pytest.raises(ValueError, match=r"a row has prompt=.*: give text, or a conversation"):
+            problem(bad, tokenizer())
+    with pytest.raises(ValueError, match="a row has prompt=None"):
+        make(tmp_path, parts={"train_dataset": [{"prompt": "a"}, {"text": "a"}]})
+    with pytest.raises(ValueError, match="a row has prompt=None"):
+        make(tmp_path).evaluate(Dataset.from_dict({"text": ["a"]}))
+
+
+def test_an_adapter_and_a_tokenizer_that_do_not_fit_and_settings_that_it_cannot_follow(tmp_path: Path) -> None:
+    virtual = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="the adapter is of the kind PROMPT_TUNING"):
+        make(tmp_path, parts={"peft_config": virtual})
+    with pytest.raises(TypeError, match=r"processing_class is a str: give a tokenizer"):
+        make(tmp_path, parts={"processing_class": "a name"})
+    padded = copy.deepcopy(tokenizer())
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    with pytest.raises(ValueError, match=r"token '\[PAD\]' has the number 264, and the policy knows 264 tokens: call"):
+        make(tmp_path, parts={"processing_class": padded})
+    nameless = AutoModelForCausalLM.from_config(experts())
+    with pytest.raises(ValueError, match="processing_class=None, and the model has no name or path"):
+        make(tmp_path, nameless, parts={"processing_class": None})
+    with pytest.raises(
+        ValueError, match="auto_find_batch_size=True: a rollout is made for per_device_train_batch_size"
+    ):
+        make(tmp_path, auto_find_batch_size=True)
+    with pytest.raises(ValueError, match=r"reward_weights=\[nan\]: give finite numbers"):
+        make(tmp_path, reward_weights=[float("nan")])

@@ -114,6 +114,13 @@ def test_objective_kl_against_a_reference_elsewhere(make_policy, tokenizer, copy
     )
 
 
+def test_an_environment_that_gives_another_number_of_problems_is_told(make_ppo, copy_task):
+    honest = copy_task.sample
+    copy_task.sample = lambda count, seed, split="train": honest(count - 3, seed)
+    with pytest.raises(ValueError, match=r"CopyTask\.sample\(16, \.\.\.\) gave 13 problems: have it give as many"):
+        make_ppo(environment=copy_task).step()
+
+
 # Inserted tokens
 
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BartConfig, BartForCausalLM, BloomConfig, Lfm2Config
 
 from adaptive_warmup.ppo import ActorCritic, ValueHead, ValueModel, response_logprobs
+from adaptive_warmup.ppo.model import check_padding
 
 IDS = torch.tensor([[0, 0, 5, 6, 7, 8, 9], [3, 4, 5, 6, 7, 8, 9]])
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
@@ -59,3 +61,22 @@ def test_trunk_gradient_scales_what_reaches_the_trunk(share):
 def test_logprobs_are_fp32_whatever_the_policys_type(make_policy):
     policy = make_policy().eval().bfloat16()
     assert response_logprobs(policy, IDS, MASK, 3).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_policy_that_counts_the_padding_is_refused(make_policy, dtype):
+    """BART's decoder does. Bloom takes no position_ids, and LFM2 has convolutions, and both heed the mask."""
+    sizes = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 48}
+    bart = BartForCausalLM(BartConfig(vocab_size=40, max_position_embeddings=32, **sizes)).to(dtype).train()
+    with pytest.raises(
+        ValueError, match=r"BartForCausalLM reads a text otherwise where padding stands before it.*give"
+    ):
+        check_padding(bart)
+    assert bart.training
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
+    others = (
+        BloomConfig(vocab_size=40, hidden_size=32, n_layer=1, n_head=2),
+        Lfm2Config(vocab_size=40, layer_types=["conv", "full_attention"], num_hidden_layers=2, **sizes),
+    )
+    for policy in (make_policy(), make_policy("gpt2"), *map(AutoModelForCausalLM.from_config, others)):
+        check_padding(policy.to(dtype))

@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from adaptive_warmup.ppo import ActorCritic, Problem, ValueHead, response_logprobs, rollout
-from adaptive_warmup.ppo.rollout import tokenise
+from adaptive_warmup.ppo import ActorCritic, Problem, ValueHead, response_logprobs, rollout, sample_episodes
+from adaptive_warmup.ppo.dialogue import tokenise
 
 T, F = True, False
 
@@ -167,6 +167,25 @@ def test_values_of_a_shared_trunk_while_it_samples_are_those_of_a_full_forward(k
     assert full.values_BT[mask].std() > 0.1
     torch.testing.assert_close(episodes.values_BT[mask], full.values_BT[mask], atol=1e-4, rtol=0)
     torch.testing.assert_close(episodes.logprobs_BT[mask], full.logprobs_BT[mask], atol=1e-5, rtol=0)
+
+
+def test_a_rollout_may_be_sampled_some_rows_at_a_time(tokenizer, make_policy, tool_task):
+    policy, head, problems = make_policy().eval(), ValueHead(32), tool_task.sample(16, 0)
+    torch.nn.init.normal_(head.weight_D)
+    seen = []
+    policy.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    arguments = {"max_response_tokens": 20, "generator": generator(), "value_head": head}
+    episodes = sample_episodes(policy, tokenizer, tool_task, problems, **arguments, rows=3)
+    assert set(seen) == {3, 1}
+    mask = episodes.response_mask_BT
+    assert len({int(row.sum()) for row in mask}) > 3  # the parts differ in length
+    full = ActorCritic(policy, head)(episodes.token_ids_BS, episodes.attention_mask_BS, mask.shape[1])
+    torch.testing.assert_close(episodes.logprobs_BT[mask], full.logprobs_BT[mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close(episodes.values_BT[mask], full.values_BT[mask], atol=1e-4, rtol=0)
+    certain = {**arguments, "temperature": 1e-4}
+    whole, cut = (sample_episodes(policy, tokenizer, tool_task, problems, **certain, rows=rows) for rows in (None, 5))
+    assert cut.responses == whole.responses
+    assert torch.equal(cut.token_ids_BS, whole.token_ids_BS)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
