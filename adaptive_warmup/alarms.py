@@ -6,7 +6,7 @@ import math
 from operator import attrgetter
 from typing import NamedTuple, TypeGuard
 
-from adaptive_warmup.signals import Signals
+from adaptive_warmup.signals import NO_MEASUREMENT, Signals
 from adaptive_warmup.statistics import Excess, Level, LogScale, critical_t, slope_t
 
 _PAID = 12.0  # sd by which a KL reward has added up above zero where it pays
@@ -15,6 +15,10 @@ _DROP = 4.0  # standard errors below its best at which the score has dropped, ha
 _LOST = 0.1  # ... if this share of what had been gained is lost: a steady score's small waves are no drop
 _NOTHING = 1e-4  # a KL reward that is less of the task reward, or of its noise, pays nobody
 _RARE = 0.001  # chance of a false alarm where both trends are pure noise
+_FAR = math.log(32.0)  # of ln(lr): where it has come down as far, the KL should have to a thousandth ...
+_HALF = math.log(2.0)  # ... and has not even halved
+_SOON = 64  # KLs within which that counts: a run's gain drifts, but not so fast
+_SHARE = 0.25  # smoothing of ln(KL)
 _HUGE = 1e100
 _DECISIVE = ("kl", "task_reward", "grad_norm", "loss")
 _decisive = attrgetter(*_DECISIVE)
@@ -30,6 +34,31 @@ class Alarm(NamedTuple):
     def kind(self) -> str:
         """What tells it from another one: of `non_finite` what is not finite, else the name."""
         return self.message if self.name == "non_finite" else self.name
+
+
+class Answer(NamedTuple):
+    """How the KL answers to the lr: since it last halved, or the lr was last as high.
+
+    Attributes:
+        lr: ln(lr) then.
+        kl: ln(KL) then, smoothed; `now` is that of the last one.
+        fell: how far ln(lr) has come down since.
+        reports: KLs since then; -1 before the first.
+    """
+
+    lr: float = 0.0
+    kl: float = 0.0
+    now: float = 0.0
+    fell: float = 0.0
+    reports: int = -1
+
+    def update(self, kl: float, lr: float) -> Answer:
+        """Take in a KL (> 0) that an update at `lr` (> 0) caused."""
+        log_kl, log_lr = math.log(kl), math.log(lr)
+        now = self.now + _SHARE * (log_kl - self.now) if self.reports >= 0 else log_kl
+        if self.reports < 0 or self.reports == _SOON or log_lr >= self.lr or now < self.kl - _HALF:
+            return Answer(log_lr, now, now, reports=0)
+        return Answer(self.lr, self.kl, now, self.lr - log_lr, self.reports + 1)
 
 
 class Watch(NamedTuple):
@@ -49,6 +78,7 @@ class Watch(NamedTuple):
     unheard: int = 0
     drop_reports: int = 0
     unpaid: int = 0
+    answer: Answer = Answer()
 
     @property
     def drops(self) -> bool:
@@ -56,8 +86,8 @@ class Watch(NamedTuple):
         return self.drop_reports > 0 and self.unheard <= _LONG
 
 
-def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
-    """Take in one step's signals; the alarms are those that hold now, empty on a healthy step."""
+def watch(memory: Watch, signals: Signals, factor: float = 1.0) -> tuple[Watch, tuple[Alarm, ...]]:
+    """Take in the signals of a step at `factor`; the alarms are those that hold now, empty on a healthy step."""
     reward, grad_norm, grad_z = memory.reward, memory.grad_norm, 0.0
     rewards, kl_rewards, paid = memory.rewards, memory.kl_rewards, memory.paid
     if is_finite(signals.task_reward):
@@ -73,8 +103,11 @@ def watch(memory: Watch, signals: Signals) -> tuple[Watch, tuple[Alarm, ...]]:
             rewards = (*rewards, signals.task_reward)[-_LONG:]
     drop_steps, drop_reports, unheard = _dropped(memory, reward, is_finite(signals.task_reward))
     unpaid = memory.unpaid + 1 if signals.kl_reward is None else 0
-    after = Watch(reward, grad_norm, rewards, kl_rewards, grad_z, drop_steps, paid, unheard, drop_reports, unpaid)
-    found = (_non_finite(signals), _gaming(after) if unpaid <= _LONG else None, _drop(after))
+    answer = _answer(memory.answer, signals, factor)
+    after = Watch(
+        reward, grad_norm, rewards, kl_rewards, grad_z, drop_steps, paid, unheard, drop_reports, unpaid, answer
+    )
+    found = (_non_finite(signals), _gaming(after) if unpaid <= _LONG else None, _drop(after), _unmoved(answer))
     return after, tuple(filter(None, found))
 
 
@@ -136,6 +169,22 @@ def _gaming(memory: Watch) -> Alarm | None:
                 " the KL term; check kl_coef against the task reward's range, the response mask and the sampler",
             )
     return None
+
+
+def _answer(memory: Answer, signals: Signals, factor: float) -> Answer:
+    kl, lr = signals.kl, signals.lr_of_kl(factor)
+    return memory.update(kl, lr) if is_finite(kl) and kl > NO_MEASUREMENT and 0.0 < lr < math.inf else memory
+
+
+def _unmoved(answer: Answer) -> Alarm | None:
+    if answer.fell < _FAR:
+        return None
+    return Alarm(
+        "kl_unmoved",
+        f"the lr is {math.exp(min(answer.fell, 99.0)):.2g} times lower than {answer.reports} KLs ago, and the KL has not even"
+        f" halved, to {math.exp(answer.now):.2g}: it does not come of the updates; check that one program measures both"
+        " of its sides (not the sampler and the trainer), on the same tokens and without dropout",
+    )
 
 
 def _drop(memory: Watch) -> Alarm | None:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from adaptive_warmup import laws
-from adaptive_warmup.alarms import Alarm, Watch, watch
+from adaptive_warmup.alarms import Alarm, Answer, Watch, watch
 from adaptive_warmup.quoting import quoted
 from adaptive_warmup.signals import KLSource, Signals
 from adaptive_warmup.statistics import Excess, Level, LogScale
@@ -145,7 +145,7 @@ def _whole(value: Any) -> int:
     return number
 
 
-_ESTIMATORS = {"reward": Level, "grad_norm": LogScale, "paid": Excess}  # of the watch, by field
+_ESTIMATORS = {"reward": Level, "grad_norm": LogScale, "paid": Excess, "answer": Answer}  # of the watch, by field
 
 
 class State(NamedTuple):
@@ -179,7 +179,7 @@ class State(NamedTuple):
     def from_dict(cls, plain: Mapping[str, Any]) -> State:
         """The inverse of `to_dict`."""
         seen = dict(plain["watch"])
-        seen |= {name: make(**seen[name]) for name, make in _ESTIMATORS.items()}
+        seen |= {name: make(**seen[name]) for name, make in _ESTIMATORS.items() if name in seen}
         seen |= {name: tuple(seen[name]) for name in ("rewards", "kl_rewards")}
         return cls(**{**plain, "law": dict(plain["law"]), "watch": Watch(**seen)})
 
@@ -229,7 +229,7 @@ def opening(config: Config, state: State) -> Decision:
 
 def step(config: Config, state: State, signals: Signals) -> tuple[State, Decision]:
     """Take in what the last update was like; decide the factor of the next one."""
-    memory, alarms = watch(state.watch, signals)
+    memory, alarms = watch(state.watch, signals, state.factor)
     number = state.step + 1
     if state.finished is not None and not config.guard:
         after = state._replace(step=number, factor=1.0, watch=memory)

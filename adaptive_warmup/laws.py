@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 from adaptive_warmup.alarms import is_finite
 from adaptive_warmup.ramp import (
     FALL,
-    NO_MEASUREMENT,
     Move,
     bounded,
     exponent,
@@ -22,7 +21,7 @@ from adaptive_warmup.ramp import (
     nominal_move,
     without_kl,
 )
-from adaptive_warmup.signals import PROBES, kl_on_target, kl_scale, updates_of
+from adaptive_warmup.signals import NO_MEASUREMENT, PROBES, kl_on_target, kl_scale, updates_of
 from adaptive_warmup.statistics import Gain
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def feedback(config: Config, state: State, signals: Signals, watch: Watch, alarm
     """
     kl = signals.kl
     hold = _hold(config, state, alarms)
-    lr = state.factor * signals.lr_scale if signals.kl_lr is None else signals.kl_lr
+    lr = signals.lr_of_kl(state.factor)
     if is_finite(kl) and kl > NO_MEASUREMENT and measurable(signals.lr_scale) and 0.0 < lr < math.inf:
         move = _toward(config, state, kl, lr, signals, hold)
     else:

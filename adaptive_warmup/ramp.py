@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from adaptive_warmup.alarms import is_finite
 from adaptive_warmup.feedforward import OUTLIER
+from adaptive_warmup.signals import NO_MEASUREMENT
 from adaptive_warmup.statistics import Gain
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from adaptive_warmup.controller import Config, State
     from adaptive_warmup.signals import Signals
 
-NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
 _PLAIN = 1e-4  # nats per token: a KL above this is not so near to 0 that the next one may round to it
 _NO_UPDATE = 1e-6  # of the peak: at a schedule that is as low nothing is updated
 _GAPS = 4  # a probe that measures every so many steps has not fallen silent before so many times that

@@ -7,6 +7,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+NO_MEASUREMENT = 1e-12  # a KL at or below this is a skipped update or a constant, and says nothing about the lr
+
 KLSource = str  # a key of `KL_SCALE`, or `in_loop:4x2`, `post_update:4x8`
 
 
@@ -57,6 +59,10 @@ class Signals(NamedTuple):
     update_norm: float | None = None
     lr_scale: float = 1.0
     kl_lr: float | None = None
+
+    def lr_of_kl(self, factor: float) -> float:
+        """The lr that `kl` is of, as a multiple of base_lr, where the step ran at `factor`."""
+        return factor * self.lr_scale if self.kl_lr is None else self.kl_lr
 
 
 # What each way of measuring reads where the post-update k3 reads 1. `in_loop` is blind to the last mini-batch's update

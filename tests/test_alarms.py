@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections.abc import Callable
 
 from adaptive_warmup.alarms import Watch, drop_bound, watch
 from adaptive_warmup.signals import Signals
@@ -107,6 +109,26 @@ def test_a_change_that_is_next_to_nothing_is_no_drop_and_a_new_level_is_taken_in
     for signals in lower:
         memory, alarms = watch(memory, signals)
     assert not alarms  # .1 * .99^460 is a thousandth of the score
+
+
+def lr_cut_by_a_tenth(kl: Callable[[float], float], noise: float, seed: int) -> list[tuple[int, str]]:
+    """(step, alarm) for all that rings where the lr goes from 1 to .001, and an update's KL is `kl(lr)` and noise."""
+    draws, memory, rung = random.Random(seed), Watch(), []
+    for step in range(66):
+        signals = Signals(kl=kl(0.9**step) * math.exp(draws.gauss(0.0, noise)))
+        memory, alarms = watch(memory, signals, 0.9**step)
+        rung += [(step, alarm.name) for alarm in alarms]
+    return rung
+
+
+def test_a_kl_that_does_not_come_down_with_the_lr_rings_and_one_that_does_never() -> None:
+    """Of a sampler's log-probabilities against the trainer's, say: .02 nats of it are of no update."""
+    assert lr_cut_by_a_tenth(lambda lr: 0.02 + 1e-9 * lr**2, 0.0, 0)[0] == (33, "kl_unmoved")  # .9^33 = 1 / 32.4
+    for seed in range(20):
+        assert "kl_unmoved" in {name for _, name in lr_cut_by_a_tenth(lambda lr: 0.02 + 0.01 * lr**2, 0.2, seed)}
+        assert lr_cut_by_a_tenth(lambda lr: 0.02 * lr**2, 1.0, seed) == []
+        assert lr_cut_by_a_tenth(lambda lr: 0.02 * lr, 1.0, seed) == []  # as under heavy clipping
+    assert ring([Signals(kl=0.02)] * 300) == []  # at one lr it says nothing
 
 
 def test_a_rolling_mean_of_a_steady_score_drops_seldom_once_it_is_known_for_one() -> None:
