@@ -81,7 +81,7 @@ def figure(table: Table, large: Table) -> str:
     A column for each number of epochs, and one for the larger policies.
     """
     columns = [(table, epochs, "epoch" + "s" * (epochs > 1)) for epochs in _epochs(table)]
-    columns += [(large, epochs, "epoch, large") for epochs in _epochs(large)]
+    columns += [(large, epochs, "epoch" + "s" * (epochs > 1) + ", large") for epochs in _epochs(large)]
     with drawing("stability"):
         picture = Figure()
         _draw(picture, columns)
