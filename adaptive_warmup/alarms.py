@@ -16,6 +16,7 @@ _LOST = 0.1  # ... if this share of what had been gained is lost: a steady score
 _NOTHING = 1e-4  # a KL reward that is less of the task reward, or of its noise, pays nobody
 _RARE = 0.001  # chance of a false alarm where both trends are pure noise
 _FAR = math.log(32.0)  # of ln(lr): where it has come down as far, the KL should have to a thousandth ...
+_LOWEST = math.log(4.0)  # ... or, where it can come down no further, to a 16th ...
 _HALF = math.log(2.0)  # ... and has not even halved
 _SOON = 64  # KLs within which that counts: a run's gain drifts, but not so fast
 _SHARE = 0.25  # smoothing of ln(KL)
@@ -86,8 +87,13 @@ class Watch(NamedTuple):
         return self.drop_reports > 0 and self.unheard <= _LONG
 
 
-def watch(memory: Watch, signals: Signals, factor: float = 1.0) -> tuple[Watch, tuple[Alarm, ...]]:
-    """Take in the signals of a step at `factor`; the alarms are those that hold now, empty on a healthy step."""
+def watch(memory: Watch, signals: Signals, factor: float = 1.0, floor: float = 0.0) -> tuple[Watch, tuple[Alarm, ...]]:
+    """Take in one step's signals; the alarms are those that hold now, empty on a healthy step.
+
+    Args:
+        factor: what the step ran at.
+        floor: the least that it may be.
+    """
     reward, grad_norm, grad_z = memory.reward, memory.grad_norm, 0.0
     rewards, kl_rewards, paid = memory.rewards, memory.kl_rewards, memory.paid
     if is_finite(signals.task_reward):
@@ -107,7 +113,12 @@ def watch(memory: Watch, signals: Signals, factor: float = 1.0) -> tuple[Watch, 
     after = Watch(
         reward, grad_norm, rewards, kl_rewards, grad_z, drop_steps, paid, unheard, drop_reports, unpaid, answer
     )
-    found = (_non_finite(signals), _gaming(after) if unpaid <= _LONG else None, _drop(after), _unmoved(answer))
+    found = (
+        _non_finite(signals),
+        _gaming(after) if unpaid <= _LONG else None,
+        _drop(after),
+        _unmoved(answer, factor <= floor),
+    )
     return after, tuple(filter(None, found))
 
 
@@ -176,14 +187,15 @@ def _answer(memory: Answer, signals: Signals, factor: float) -> Answer:
     return memory.update(kl, lr) if is_finite(kl) and kl > NO_MEASUREMENT and 0.0 < lr < math.inf else memory
 
 
-def _unmoved(answer: Answer) -> Alarm | None:
-    if answer.fell < _FAR:
+def _unmoved(answer: Answer, at_floor: bool) -> Alarm | None:
+    if answer.fell < (_LOWEST if at_floor else _FAR):
         return None
+    lower, kl = math.exp(min(answer.fell, 99.0)), math.exp(answer.now)
     return Alarm(
         "kl_unmoved",
-        f"the lr is {math.exp(min(answer.fell, 99.0)):.2g} times lower than {answer.reports} KLs ago, and the KL has not even"
-        f" halved, to {math.exp(answer.now):.2g}: it does not come of the updates; check that one program measures both"
-        " of its sides (not the sampler and the trainer), on the same tokens and without dropout",
+        f"the lr is {lower:.2g} times lower than {answer.reports} KLs ago, and the KL has not even halved, to {kl:.2g}: it"
+        " does not come of the updates; check that one program measures both of its sides (not the sampler and the"
+        " trainer), on the same tokens and without dropout",
     )
 
 

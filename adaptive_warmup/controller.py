@@ -229,7 +229,7 @@ def opening(config: Config, state: State) -> Decision:
 
 def step(config: Config, state: State, signals: Signals) -> tuple[State, Decision]:
     """Take in what the last update was like; decide the factor of the next one."""
-    memory, alarms = watch(state.watch, signals, state.factor)
+    memory, alarms = watch(state.watch, signals, state.factor, config.floor)
     number = state.step + 1
     if state.finished is not None and not config.guard:
         after = state._replace(step=number, factor=1.0, watch=memory)

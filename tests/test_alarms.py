@@ -131,6 +131,14 @@ def test_a_kl_that_does_not_come_down_with_the_lr_rings_and_one_that_does_never(
     assert ring([Signals(kl=0.02)] * 300) == []  # at one lr it says nothing
 
 
+def test_at_the_floor_a_kl_that_stays_rings_sooner() -> None:
+    memory, rung = Watch(), []
+    for factor in (0.01, 0.005, 0.0025, 0.0025, 0.002, 0.002):
+        memory, alarms = watch(memory, Signals(kl=0.02), factor, floor=0.002)
+        rung.append([alarm.name for alarm in alarms])
+    assert rung == [[], [], [], [], ["kl_unmoved"], ["kl_unmoved"]]
+
+
 def test_a_rolling_mean_of_a_steady_score_drops_seldom_once_it_is_known_for_one() -> None:
     """Of the last 100 answers, 16 of them new, .6 of which are right: its waves are higher than its steps tell."""
     late = 0

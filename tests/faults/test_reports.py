@@ -104,6 +104,16 @@ def test_late_by_10() -> None:
     assert all(1e-3 <= factor <= 1.0 for factor in used)
 
 
+@fault(
+    "reports", "scheduler", "a KL that no lr lowers: a sampler's log-probabilities against the trainer's",
+    "**not borne**: the lr goes to its floor, where the alarm `kl_unmoved` says why",
+)  # fmt: skip
+def test_unmoved(caplog: pytest.LogCaptureFixture) -> None:
+    used = factors(lambda scheduler, step, kl: scheduler.observe(kl=0.02 + kl))
+    assert used[-1] == 1e-3
+    assert f"step {used.index(1e-3) + 1}, kl_unmoved" in caplog.text
+
+
 @fault("reports", "scheduler", "every signal reported twice", "counts once: the same decisions to the bit")
 def test_doubled() -> None:
     def tell(scheduler: AdaptiveWarmup, step: int, kl: float) -> None:
