@@ -193,8 +193,8 @@ def _unmoved(answer: Answer, at_floor: bool) -> Alarm | None:
     lower, kl = math.exp(min(answer.fell, 99.0)), math.exp(answer.now)
     return Alarm(
         "kl_unmoved",
-        f"the lr is {lower:.2g} times lower than {answer.reports} KLs ago, and the KL has not even halved, to {kl:.2g}: it"
-        " does not come of the updates; check that one program measures both of its sides (not the sampler and the"
+        f"the lr is {lower:.2g} times lower than {answer.reports} KLs ago, and the KL, {kl:.2g}, has not even halved:"
+        " it does not come of the updates; check that one program measures both of its sides (not the sampler and the"
         " trainer), on the same tokens and without dropout",
     )
 
