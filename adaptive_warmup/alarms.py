@@ -15,7 +15,7 @@ _DROP = 4.0  # standard errors below its best at which the score has dropped, ha
 _LOST = 0.1  # ... if this share of what had been gained is lost: a steady score's small waves are no drop
 _NOTHING = 1e-4  # a KL reward that is less of the task reward, or of its noise, pays nobody
 _RARE = 0.001  # chance of a false alarm where both trends are pure noise
-_FAR = math.log(32.0)  # of ln(lr): where it has come down as far, the KL should have to a thousandth ...
+_FAR = math.log(32.0)  # of ln(factor): where it has come down as far, the KL should have to a thousandth ...
 _LOWEST = math.log(4.0)  # ... or, where it can come down no further, to a 16th ...
 _HALF = math.log(2.0)  # ... and has not even halved
 _SOON = 64  # KLs within which that counts: a run's gain drifts, but not so fast
@@ -38,28 +38,30 @@ class Alarm(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """How the KL answers to the lr: since it last halved, or the lr was last as high.
+    """How the KL answers to the factor: since it last halved, or the factor was last as high.
+
+    At the end of the user's schedule the lr comes down further than any KL does, for rounding; so that does not count.
 
     Attributes:
-        lr: ln(lr) then.
+        factor: ln(factor) then.
         kl: ln(KL) then, smoothed; `now` is that of the last one.
-        fell: how far ln(lr) has come down since.
+        fell: how far ln(factor) has come down since.
         reports: KLs since then; -1 before the first.
     """
 
-    lr: float = 0.0
+    factor: float = 0.0
     kl: float = 0.0
     now: float = 0.0
     fell: float = 0.0
     reports: int = -1
 
-    def update(self, kl: float, lr: float) -> Answer:
-        """Take in a KL (> 0) that an update at `lr` (> 0) caused."""
-        log_kl, log_lr = math.log(kl), math.log(lr)
+    def update(self, kl: float, factor: float) -> Answer:
+        """Take in a KL (> 0) that an update at `factor` (> 0) caused."""
+        log_kl, log_factor = math.log(kl), math.log(factor)
         now = self.now + _SHARE * (log_kl - self.now) if self.reports >= 0 else log_kl
-        if self.reports < 0 or self.reports == _SOON or log_lr >= self.lr or now < self.kl - _HALF:
-            return Answer(log_lr, now, now, reports=0)
-        return Answer(self.lr, self.kl, now, self.lr - log_lr, self.reports + 1)
+        if self.reports < 0 or self.reports == _SOON or log_factor >= self.factor or now < self.kl - _HALF:
+            return Answer(log_factor, now, now, reports=0)
+        return Answer(self.factor, self.kl, now, self.factor - log_factor, self.reports + 1)
 
 
 class Watch(NamedTuple):
@@ -183,8 +185,11 @@ def _gaming(memory: Watch) -> Alarm | None:
 
 
 def _answer(memory: Answer, signals: Signals, factor: float) -> Answer:
-    kl, lr = signals.kl, signals.lr_of_kl(factor)
-    return memory.update(kl, lr) if is_finite(kl) and kl > NO_MEASUREMENT and 0.0 < lr < math.inf else memory
+    kl, scale = signals.kl, signals.lr_scale
+    if not (is_finite(kl) and kl > NO_MEASUREMENT and 0.0 < scale < math.inf):
+        return memory
+    ran_at = signals.lr_of_kl(factor) / scale
+    return memory.update(kl, ran_at) if 0.0 < ran_at < math.inf else memory
 
 
 def _unmoved(answer: Answer, at_floor: bool) -> Alarm | None:
@@ -193,8 +198,8 @@ def _unmoved(answer: Answer, at_floor: bool) -> Alarm | None:
     lower, kl = math.exp(min(answer.fell, 99.0)), math.exp(answer.now)
     return Alarm(
         "kl_unmoved",
-        f"the lr is {lower:.2g} times lower than {answer.reports} KLs ago, and the KL, {kl:.2g}, has not even halved:"
-        " it does not come of the updates; check that one program measures both of its sides (not the sampler and the"
+        f"the factor is {lower:.2g} times lower than {answer.reports} KLs ago, and the KL, {kl:.2g}, not even halved: it"
+        " does not come of the updates; check that one program measures both of its sides (not the sampler and the"
         " trainer), on the same tokens and without dropout",
     )
 

@@ -129,6 +129,7 @@ def test_a_kl_that_does_not_come_down_with_the_lr_rings_and_one_that_does_never(
         assert lr_cut_by_a_tenth(lambda lr: 0.02 * lr**2, 1.0, seed) == []
         assert lr_cut_by_a_tenth(lambda lr: 0.02 * lr, 1.0, seed) == []  # as under heavy clipping
     assert ring([Signals(kl=0.02)] * 300) == []  # at one lr it says nothing
+    assert ring([Signals(kl=1e-7, lr_scale=1.0 - t / 300) for t in range(300)]) == []  # a schedule's end: rounding
 
 
 def test_at_the_floor_a_kl_that_stays_rings_sooner() -> None:
