@@ -238,6 +238,15 @@ def test_nan_to_the_end_is_death_and_nan_in_between_is_not(tmp_path: Path) -> No
     assert [(one.name, one.first, one.lead) for one in verdict.alarms] == [("non_finite", 21, 0)]
 
 
+def test_one_nan_in_the_last_row_is_no_death_and_one_that_came_back_no_warning_of_it(tmp_path: Path) -> None:
+    once = [0.5] * 3 + [math.nan] + [0.5] * 8 + [math.nan]
+    assert scores(tmp_path / "a.jsonl", once).death is None
+    verdict = scores(tmp_path / "b.jsonl", [*once, math.nan])
+    assert verdict.death is not None
+    assert verdict.death.step == 13
+    assert [(one.name, one.first, one.lead) for one in verdict.alarms] == [("non_finite", 4, 0)]
+
+
 def test_the_lead_of_an_alarm_that_rang_until_the_death_and_none_of_one_that_had_stopped(tmp_path: Path) -> None:
     """A KL reward that pays for 12 steps early on, and again for good; the score dies 30 steps later."""
 
