@@ -105,7 +105,7 @@ def judge(past: Past, moments: Iterable[Moment]) -> Verdict:
 
 
 def death(past: Past) -> Death | None:
-    """The score (mean over 8 rows) fell below half of its best for good, or a signal turned NaN for good, in two rows or more."""
+    """The score (mean over 8 rows) fell below half of its best for good, or a signal ended in two NaNs or more."""
     return min((one for one in (_broken(past), _fallen(past)) if one), default=None)
 
 

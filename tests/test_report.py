@@ -340,6 +340,8 @@ def test_bad_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureF
         ([-2.0 + 0.1 * (-1) ** i for i in range(40)] + [-10.0 + 0.1 * (-1) ** i for i in range(20)],
          "the task reward ended at -10, from -2"),
         ([0.5] + [0.2] * 60, ""),  # one lucky step at the start is no best
+        ([0.0, 0.0, 1 / 64, 0.0, 0.0, 0.0], ""),  # one episode of hundreds, by chance
+        ([0.03 + 0.015 * (-1) ** i for i in range(50)] + [0.0] * 50, "the task reward ended at 0, from 0.03"),
     ],
 )  # fmt: skip
 def test_a_collapse_is_a_fall_and_no_sign(tmp_path: Path, rewards: list[float], words: str) -> None:

@@ -23,8 +23,8 @@ class Outcome:
         steps: in the log.
         score: of the final evaluation, or NaN where the run did not come to it.
         area: mean task reward over the steps.
-        collapsed: the last scores, or the final one, are below half of the best mean over 8 steps; where scores may be
-            negative, below the middle between the best and the lowest, and by more than noise.
+        collapsed: the last scores, or the final one, are below the best mean over 8 steps by more than noise, and below
+            half of it; where scores may be negative, below the middle between the best and the lowest.
         last_lr, highest_lr: that the run used.
     """
 
@@ -46,7 +46,7 @@ class Outcome:
 COLUMNS = ("run", "steps", "final score", "area", "collapsed", "last lr", "highest lr")
 MEANING = (
     "final score: on evaluation problems after the last step. area: mean task reward over the steps."
-    " collapsed: ended below half of its best (means over 8 steps, or the final score)."
+    " collapsed: ended below half of its best, and by more than noise (means over 8 steps, or the final score)."
 )
 
 
