@@ -196,13 +196,13 @@ def _draw(output: Path, found: Found, given: Setup, moments: list[Moment]) -> No
 
     about = {"log": found.path.name, "format": found.format.NAME}
     peak = given.rates.peak or 1.0
-    gapless = found.past.every == 1 and len(moments) == moments[-1].step - moments[0].step + 1
+    origin = moments[0].step - found.past.every + 1  # a row is a decision, however many steps it stands for
     was = [_was(m, after.own, peak) for m, after in zip(moments, [*moments[1:], moments[-1]], strict=True)]
-    would = [_decided(m, m.factor * m.used / m.own * peak if m.own > 0.0 else m.factor * peak, gapless)
-             for m in moments]  # fmt: skip
+    would = [_decided(m, m.factor * m.used / m.own * peak if m.own > 0.0 else m.factor * peak) for m in moments]
     config = replace(given.config, warmup_steps=given.warmup_steps, min_warmup_steps=None)  # in steps of the log
-    runs = [history.Run(replace(config, law="linear"), {"arm": "the run as it was", **about}, was),
-            history.Run(config, {"arm": "the controller, replayed", **about}, would)]  # fmt: skip
+    fixed = replace(config, law="linear")
+    runs = [history.Run(fixed, {"arm": "the run as it was", **about}, was, origin=origin),
+            history.Run(config, {"arm": "the controller, replayed", **about}, would, origin=origin)]  # fmt: skip
     report.write(output, runs, title=f"Replay of {found.path.name}")
 
 
@@ -222,9 +222,9 @@ def _reported(moment: Moment) -> dict[str, Any]:
     return {**found, "kl_source": moment.signals.kl_source}
 
 
-def _decided(moment: Moment, lr: float, gapless: bool) -> dict[str, Any]:
+def _decided(moment: Moment, lr: float) -> dict[str, Any]:
     decision = moment.decision
-    step = {"step": moment.step, "lr": lr, "signals": {"kl_source": moment.signals.kl_source}, "next": decision.factor,
-            "phase": decision.phase, "reasons": decision.reasons, "alarms": decision.alarms}  # fmt: skip
-    # The report reads what the run bears off the step before, so it needs every step.
-    return step | ({"ceiling": decision.ceiling} if decision.ceiling is not None and gapless else {})
+    step = {"step": moment.step, "lr": lr, "signals": {"kl_source": moment.signals.kl_source}, "factor": moment.factor,
+            "next": decision.factor, "phase": decision.phase, "reasons": decision.reasons,
+            "alarms": decision.alarms}  # fmt: skip
+    return step | ({"ceiling": decision.ceiling} if decision.ceiling is not None else {})

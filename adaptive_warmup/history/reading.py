@@ -30,6 +30,7 @@ class Run:
             (the step at which the warmup should finish), alarms, metrics.
         problem: what was odd about the file, if anything, with the lines; the rest is in `steps`.
         starts: the controller's state before a step, for the steps at which the run began, or went on.
+        origin: the number of the warmup's first step; another than 0 in what is made of a log of another program.
     """
 
     config: Config
@@ -37,6 +38,7 @@ class Run:
     steps: list[dict[str, Any]]
     problem: str | None = None
     starts: dict[int, State] = field(default_factory=dict)
+    origin: int = 0
 
     def metric(self, name: str) -> list[float]:
         """One of the host's metrics over the steps; NaN where a step lacks it."""

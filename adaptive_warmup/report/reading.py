@@ -95,7 +95,7 @@ def _peak(step: dict[str, Any]) -> float:
 
 def nominal(run: Run) -> list[float]:
     """Per step the lr of the fixed warmup under the same schedule."""
-    ramp = [min((step["step"] + 1) / run.config.warmup_steps, 1.0) for step in run.steps]
+    ramp = [min((step["step"] - run.origin + 1) / run.config.warmup_steps, 1.0) for step in run.steps]
     return [peak * factor * lr_scale(step) for peak, factor, step in zip(peaks(run), ramp, run.steps, strict=True)]
 
 
@@ -108,7 +108,7 @@ def ceilings(run: Run) -> list[float]:
 def events(run: Run) -> list[Event]:
     """The steps at which the phase changed or an alarm set in. Every run begins in warmup."""
     found: list[Event] = []
-    begun = bool(run.steps) and run.steps[0]["step"] > 0
+    begun = bool(run.steps) and run.steps[0]["step"] > run.origin
     phase, rung = run.steps[0]["phase"] if begun else "warmup", set[str]()
     for row, step in enumerate(run.steps):
         alarms = [(name, message) for name, message in step.get("alarms", [])]
@@ -143,5 +143,5 @@ def gaps(run: Run) -> list[tuple[int, int]]:
     """The steps (first, last) that the log has no line for, where it usually has one; the start counts too."""
     steps = [step["step"] for step in run.steps]
     stride = usual_stride(steps)
-    pairs = zip([-stride, *steps], steps, strict=False)
+    pairs = zip([run.origin - stride, *steps], steps, strict=False)
     return [(before + stride, after - stride) for before, after in pairs if after - before > 2 * stride]

@@ -94,10 +94,10 @@ def _warmup(run: Run, held: bool) -> Iterator[str]:
     if warm is None:
         end = "" if held else f", its last, at {_percent(last['next'])} of the {_whole(run)}"
         yield f"not warm by step {last['step']}{end}"
-    elif row == 0 and warm["step"] > 0:
+    elif row == 0 and warm["step"] > run.origin:
         yield f"warm where the log begins, at step {warm['step']}"
     else:
-        yield f"warm after {warm['step'] + 2}"  # it is the next update, counted from 1, that runs at the peak
+        yield f"warm after {warm['step'] - run.origin + 2}"  # the next update, counted from 1, runs at the peak
 
 
 def _held(run: Run) -> Iterator[str]:
