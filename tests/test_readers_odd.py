@@ -103,7 +103,7 @@ def test_a_stray_row_with_a_surer_counter_does_not_stand_for_the_run(tmp_path: P
     lines = [row(step) for step in range(1, 101)] + [{"global_step": 100, "loss": 0.4}]
     found = read(jsonl(tmp_path / "a.jsonl", lines))
     assert len(found.past.steps) == 100
-    assert found.notes == ["1 rows, the first at line 101, count steps by global_step, not by step: left out"]
+    assert found.notes == ["1 row, the first at line 101, with steps counted by global_step, not by step: left out"]
 
 
 @pytest.mark.parametrize(("first", "ahead"), [(0.0, False), (1e-7, True)])

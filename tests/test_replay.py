@@ -296,6 +296,14 @@ def test_text_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert str(path) in capsys.readouterr().err
 
 
+def test_one_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(logged(tmp_path / "log.jsonl", 1, lr=False, reward=lambda *_: 0.5))]) == 0
+    text = capsys.readouterr().out
+    assert "JSON lines, 1 step, 1 to 1" in text
+    assert "a tenth of the run, 1 step, is taken as nominal" in text
+    assert "(warmup 1 step, target kl 0.01)" in text
+
+
 def test_rollouts_that_are_counted_in_environment_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [{"step": 2048 * i, "train/learning_rate": 1e-3, "train/approx_kl": 0.01, "rollout/ep_rew_mean": 1.0}
              for i in range(1, 101)]  # fmt: skip

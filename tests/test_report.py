@@ -90,6 +90,13 @@ def test_under_a_schedule_a_factor_is_a_share_of_that(tmp_path: Path) -> None:
     assert re.search(r"held at [\d to]+ % of the schedule from step", report.in_words(read(path)))
 
 
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    run = logged(tmp_path / "run.jsonl", [0.5] * 3, Config(1))
+    assert report.in_words(run).startswith("nominal 1 step; ")
+    report.write(tmp_path / "page.html", [run])
+    assert "run, changes of phase and alarms: 1<" in (tmp_path / "page.html").read_text()
+
+
 def test_alarms_a_collapse_and_an_unfinished_warmup_in_words(tmp_path: Path) -> None:
     bad = report.in_words(logged(tmp_path / "bad.jsonl", COLLAPSING, Config(20, law="linear")))
     young = report.in_words(logged(tmp_path / "young.jsonl", [0.5] * 5, Config(20, law="linear")))

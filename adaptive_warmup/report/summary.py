@@ -9,6 +9,7 @@ from statistics import median
 
 from adaptive_warmup.collapse import SMOOTH, Course, course
 from adaptive_warmup.history import Run
+from adaptive_warmup.quoting import plural
 from adaptive_warmup.report.reading import adapts, ceilings, gaps
 
 _STEADY = 1.25  # a ceiling that varies by less than this, times, is told as one number
@@ -88,7 +89,7 @@ def _fall(run: Run) -> tuple[str, float, Course] | None:
 
 def _warmup(run: Run, held: bool) -> Iterator[str]:
     kind = "nominal" if adapts(run) else "fixed linear warmup of"
-    yield f"{kind} {run.config.warmup_steps} steps"
+    yield f"{kind} {plural(run.config.warmup_steps, 'step')}"
     row, warm = next(((i, step) for i, step in enumerate(run.steps) if step["next"] == 1.0), (0, None))
     last = run.steps[-1]
     if warm is None:
@@ -136,7 +137,7 @@ def _gaps(run: Run) -> Iterator[str]:
     missing = gaps(run)
     if missing:
         shown = ", ".join(f"{first} to {last}" for first, last in missing[:3])
-        more = f" and {len(missing) - 3} more stretches" if len(missing) > 3 else ""
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         yield f"no line in the log for steps {shown}{more}"
 
 
