@@ -67,4 +67,5 @@ def _whole(texts: Iterator[Line], delimiter: str, notes: Notes) -> Iterator[str]
 
 
 def _delimiter(header: str) -> str:
-    return max(_DELIMITERS, key=header.count)
+    """A bar only where there is nothing else: it is in names, too."""
+    return max(_DELIMITERS, key=header.count) if any(sign in header for sign in _DELIMITERS) else "|"
