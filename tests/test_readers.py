@@ -284,6 +284,8 @@ def test_the_entropy_loss_of_stable_baselines_is_minus_the_entropy(tmp_path: Pat
     assert taken(found)["kl"] == "train/approx_kl"
     assert found.past.kl_sources[0] == "post_update"  # from four epochs on that is about what it reads
     assert found.past.every == 2048
+    (reward,) = (one.what for one in found.past.taken if one.signal == "task_reward")
+    assert "rolling mean" in reward
 
 
 @pytest.mark.parametrize("mapping", [{}, {"mine": "kl:in_loop"}])
