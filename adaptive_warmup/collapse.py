@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 SMOOTH = 8  # rewards of the mean by which a score is judged
-_CLEAR = 3.0  # standard errors, of the difference of two such means, that a fall must exceed where scores are negative
+_CLEAR = 3.0  # standard errors, of the difference of two such means, that a fall must exceed
 _HUGE = 1e100  # a score beyond it is as good as there: the squares of larger ones overflow
-_FAIR = 0.2  # likewise of the size of the scores: they may wander by more than their noise from step to step
+_FAIR = 0.2  # where scores are negative, likewise of their size: they wander by more than their noise between steps
 
 
 class Course(NamedTuple):
@@ -40,10 +40,8 @@ def course(rewards: Sequence[float]) -> Course | None:
     rewards = [min(max(reward, -_HUGE), _HUGE) for reward in rewards]
     ends = range(min(SMOOTH, len(rewards)), len(rewards) + 1)
     means = tuple(math.fsum(part) / len(part) for part in (rewards[max(end - SMOOTH, 0) : end] for end in ends))
-    best, least = max(means), 0.0
-    if min(rewards) < 0.0:
-        apart = math.fsum((after - before) ** 2 for before, after in itertools.pairwise(rewards))
-        least = _CLEAR * math.sqrt(apart / max(len(rewards) - 1, 1) / SMOOTH)
+    apart = math.fsum((after - before) ** 2 for before, after in itertools.pairwise(rewards))
+    best, least = max(means), _CLEAR * math.sqrt(apart / max(len(rewards) - 1, 1) / SMOOTH)
     if min(means) < 0.0:
         least = max(least, _FAIR * max(map(abs, means)))
     return Course(means, best, min(0.0, *means), least)

@@ -69,15 +69,17 @@ def lines(path: Path, notes: Notes) -> Iterator[Line]:
     with path.open("rb") as file, progress(path.stat().st_size) as advance:
         number = 0
         while raw := file.readline(LONGEST):
-            number += 1
             advance(len(raw))
             if len(raw) == LONGEST and not raw.endswith(b"\n"):
+                number += 1
                 notes.add("longer than 16 MB, left out", f"line {number}")
                 while (rest := file.readline(LONGEST)) and not rest.endswith(b"\n"):
                     advance(len(rest))
                 continue
-            text = raw.decode("utf-8", "replace").rstrip("\r\n")
-            yield Line(number, text.removeprefix("\ufeff"), raw.endswith(b"\n"))
+            for part in raw.splitlines(keepends=True):  # an old Mac ended lines with \r alone
+                number += 1
+                text = part.decode("utf-8", "replace").rstrip("\r\n")
+                yield Line(number, text.removeprefix("\ufeff"), part.endswith((b"\r", b"\n")))
 
 
 def number(value: object) -> float | None:

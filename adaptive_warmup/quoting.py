@@ -1,4 +1,4 @@
-"""How an error quotes what it was given."""
+"""How texts quote what they were given, and count."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def quoted(value: object) -> str:
     except ValueError:  # a whole number of thousands of digits
         text = ""
     return text if text and len(text) <= 60 and "\n" not in text else f"{type(value).__name__}(...)"
+
+
+def plural(number: int, what: str) -> str:
+    """1 step, 2 steps."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

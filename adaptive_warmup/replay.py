@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from adaptive_warmup import controller
 from adaptive_warmup.alarms import is_finite
 from adaptive_warmup.controller import Config, Decision, State
+from adaptive_warmup.quoting import plural
 from adaptive_warmup.readers import FACTOR, SB3, Column, Past
 from adaptive_warmup.signals import NAMES, Signals
 
@@ -200,14 +201,14 @@ def _assumed(past: Past, rates: Rates, found: int | None, nominal: int, adapted:
     if "lr" not in past.columns and np.isnan(rates.used).all():
         yield "the log has no lr, so the KL says nothing about a ceiling: say --warmup-steps (1 for none)"
     elif "lr" not in past.columns:
-        yield f"the log has no lr: a linear warmup over {nominal} steps, then a constant lr, is assumed"
+        yield f"the log has no lr: a linear warmup over {plural(nominal, 'step')}, then a constant lr, is assumed"
     if rates.unfinished:
         yield "the lr was still rising when the log ends: if its peak was to be higher, say --lr"
     if not found:
-        yield f"the run's own warmup cannot be seen: a tenth of the run, {nominal} steps, is taken as nominal"
+        yield f"the run's own warmup cannot be seen: a tenth of the run, {plural(nominal, 'step')}, is taken as nominal"
     if past.every > 1 and any(one.host == SB3 for one in past.taken):
-        rows = max(round(nominal / past.every), 1)
-        yield f"a row is a rollout of {past.every} steps, and a decision, as live; this warmup is of {rows} rollouts"
+        rows = plural(max(round(nominal / past.every), 1), "rollout")
+        yield f"a row is a rollout of {past.every} steps, and a decision, as live; this warmup is of {rows}"
     elif past.every > 1:
         yield f"the log has one step in {past.every}: one decision for each, where a live controller may take more"
     kl = past.columns.get("kl")

@@ -105,7 +105,7 @@ def judge(past: Past, moments: Iterable[Moment]) -> Verdict:
 
 
 def death(past: Past) -> Death | None:
-    """The score (mean over 8 rows) fell below half of its best for good, or a signal turned NaN for good."""
+    """The score (mean over 8 rows) fell below half of its best for good, or a signal ended in two NaNs or more."""
     return min((one for one in (_broken(past), _fallen(past)) if one), default=None)
 
 
@@ -150,9 +150,10 @@ def _leads(past: Past, verdict: Verdict) -> None:
     if verdict.death is None:
         return
     row = int(np.searchsorted(past.steps, verdict.death.step))
+    broken = verdict.death == _broken(past)  # what was not finite before that, came back
     for one in verdict.alarms:
         if one.first <= verdict.death.step and one.last_row >= row - _SILENCE:
-            one.lead = verdict.death.step - one.first
+            one.lead = 0 if broken and one.name == "non_finite" else verdict.death.step - one.first
 
 
 def _fallen(past: Past) -> Death | None:
@@ -177,7 +178,7 @@ def _broken(past: Past) -> Death | None:
         rows = np.flatnonzero(column.given)
         sound = [at for at, value in enumerate(column.values[rows]) if is_finite(float(value))]
         first = sound[-1] + 1 if sound else 0
-        if first < len(rows):
+        if first < len(rows) - 1:  # a last one alone might have come back
             value = float(column.values[rows[first]])
             found.append(Death(int(past.steps[rows[first]]), f"{name} was {value} from there to the end"))
     return min(found, default=None)

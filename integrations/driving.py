@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from adaptive_warmup.quoting import plural
 from adaptive_warmup.scheduler import AdaptiveWarmup
 from adaptive_warmup.schedules import (
     Shares,
@@ -35,8 +36,8 @@ def nominal_warmup(ours: int | None, schedule: Any, args: TrainingArguments, max
     theirs = ramp or args.get_warmup_steps(max_steps)
     steps = int(ours or theirs or default_warmup_steps(max_steps))
     source = "the callback's setting" if ours else "the Trainer's warmup_steps" if theirs else "a tenth of the run"
-    replaced = f"; replaces the Trainer's ramp of {ramp} steps" if ramp else ""
-    _log.info("nominal warmup %d steps (%s)%s", steps, source, replaced)
+    replaced = f"; replaces the Trainer's ramp of {plural(ramp, 'step')}" if ramp else ""
+    _log.info("nominal warmup %s (%s)%s", plural(steps, "step"), source, replaced)
     return steps
 
 

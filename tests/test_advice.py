@@ -104,7 +104,7 @@ def test_the_untuned_warmup_is_a_note_and_a_warning_only_where_it_is_planned() -
     assert "2000 updates, here 2000 steps, more than the run's 305: no length to take" in reasons(plan)
     assert "more than the run's" not in reasons(replace(plan, total_steps=3000))
     short = replace(plan, warmup_ratio=0.95, host="transformers")
-    assert [("15 steps are left" in caution.why) for caution in advise(short).warnings] == [True]
+    assert [("leaves 15 steps at it" in caution.why) for caution in advise(short).warnings] == [True]
     (caution,) = advise(replace(plan, warmup_steps=2000, host="transformers")).warnings
     assert "2/(1-beta2) = 2000 updates, beyond the run's end at 305" in caution.why
     assert caution.source == "Ma & Yarats 2021, arXiv 1910.04209"

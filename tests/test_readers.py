@@ -284,6 +284,8 @@ def test_the_entropy_loss_of_stable_baselines_is_minus_the_entropy(tmp_path: Pat
     assert taken(found)["kl"] == "train/approx_kl"
     assert found.past.kl_sources[0] == "post_update"  # from four epochs on that is about what it reads
     assert found.past.every == 2048
+    (reward,) = (one.what for one in found.past.taken if one.signal == "task_reward")
+    assert "rolling mean" in reward
 
 
 @pytest.mark.parametrize("mapping", [{}, {"mine": "kl:in_loop"}])
@@ -376,7 +378,9 @@ def test_wandbs_own_step_counts_calls_and_not_steps(tmp_path: Path) -> None:
     found = read(jsonl(tmp_path / "history.jsonl", mixed))
     assert found.past.steps.tolist() == [10, 20, 30, 40, 50]
     assert column(found, "loss") == [0.5] * 5
-    assert found.notes == ["5 rows, the first at line 2, count steps by _step, not by train/global_step: left out"]
+    assert found.notes == [
+        "5 rows, the first at line 2, with steps counted by _step, not by train/global_step: left out"
+    ]
 
 
 # --- Anyone's own ---
@@ -419,7 +423,7 @@ def test_of_a_decision_log_late_kls_are_left_out(tmp_path: Path) -> None:
     found = read(tmp_path / "run.jsonl")
     assert column(found, "kl")[10:] == [0.001 + step for step in range(10, 20)]
     assert found.past.columns["kl"].given.tolist() == [True, *9 * [False], *10 * [True]]
-    assert "7 KLs came in a later step than the one that they are of; left out" in found.notes
+    assert "7 KLs of earlier steps, which came late: left out" in found.notes
 
 
 # --- Damage ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def test_a_stray_row_with_a_surer_counter_does_not_stand_for_the_run(tmp_path: P
     lines = [row(step) for step in range(1, 101)] + [{"global_step": 100, "loss": 0.4}]
     found = read(jsonl(tmp_path / "a.jsonl", lines))
     assert len(found.past.steps) == 100
-    assert found.notes == ["1 rows, the first at line 101, count steps by global_step, not by step: left out"]
+    assert found.notes == ["1 row, the first at line 101, with steps counted by global_step, not by step: left out"]
 
 
 @pytest.mark.parametrize(("first", "ahead"), [(0.0, False), (1e-7, True)])
@@ -192,7 +193,7 @@ def test_what_is_no_text_of_ours_is_told_with_the_remedy(tmp_path: Path, content
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("step,loss\r1,0.5\r", "line 1 is no header of a table"),
+        (f"step,{200_000 * 'l'}\n1,0.5\n", "line 1 is no header of a table"),
         ("step,reward\n1,0.5\n", r"--map rewrd=\.\.\.: there is no such key. There are reward\."),
         ("step;reward;approx_kl\n1;0,5;0,01\n2;0,5;0,01\n", "with a point, not a comma.*reward, approx_kl"),
     ],
@@ -201,6 +202,28 @@ def test_a_table_that_cannot_be_read(tmp_path: Path, text: str, words: str) -> N
     (tmp_path / "a.csv").write_text(text, newline="")
     with pytest.raises(ValueError, match=words):
         read(tmp_path / "a.csv", {"rewrd": "task_reward"} if "rewrd" in words else None)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", " | "])
+def test_delimiters_and_ends_of_lines(tmp_path: Path, delimiter: str, end: str) -> None:
+    rows = [["step", "loss", "lr"], ["1", "0.5", "1e-06"], ["2", "0.25", "1e-06"]]
+    (tmp_path / "log").write_text("".join(delimiter.join(row) + end for row in rows), newline="")
+    found = read(tmp_path / "log")
+    assert (column(found, "loss"), column(found, "lr"), found.notes) == ([0.5, 0.25], [1e-6, 1e-6], [])
+
+
+def test_a_bar_in_a_name_divides_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "chart.csv").write_text('"step","a | b | c - loss"\n1,0.5\n')
+    assert column(read(tmp_path / "chart.csv"), "loss") == [0.5]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_json_lines_of_an_old_mac_and_what_breaks_off_there(tmp_path: Path, end: str) -> None:
+    lines = [json.dumps({"step": step, "loss": 0.5}) for step in range(3)]
+    (tmp_path / "log.jsonl").write_text(end.join(lines)[:-2], newline="")
+    found = read(tmp_path / "log.jsonl")
+    assert (column(found, "loss"), found.notes) == ([0.5, 0.5], ["line 3: the file breaks off here"])
 
 
 def test_the_last_number_of_a_table_may_be_cut(tmp_path: Path) -> None:

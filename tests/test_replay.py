@@ -238,6 +238,15 @@ def test_nan_to_the_end_is_death_and_nan_in_between_is_not(tmp_path: Path) -> No
     assert [(one.name, one.first, one.lead) for one in verdict.alarms] == [("non_finite", 21, 0)]
 
 
+def test_one_nan_in_the_last_row_is_no_death_and_one_that_came_back_no_warning_of_it(tmp_path: Path) -> None:
+    once = [0.5] * 3 + [math.nan] + [0.5] * 8 + [math.nan]
+    assert scores(tmp_path / "a.jsonl", once).death is None
+    verdict = scores(tmp_path / "b.jsonl", [*once, math.nan])
+    assert verdict.death is not None
+    assert verdict.death.step == 13
+    assert [(one.name, one.first, one.lead) for one in verdict.alarms] == [("non_finite", 4, 0)]
+
+
 def test_the_lead_of_an_alarm_that_rang_until_the_death_and_none_of_one_that_had_stopped(tmp_path: Path) -> None:
     """A KL reward that pays for 12 steps early on, and again for good; the score dies 30 steps later."""
 
@@ -285,6 +294,14 @@ def test_text_and_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for path in (tmp_path / "foreign.csv", tmp_path / "gone", tmp_path):
         assert main(["replay", str(path)]) == 2
         assert str(path) in capsys.readouterr().err
+
+
+def test_one_is_no_plural(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(logged(tmp_path / "log.jsonl", 1, lr=False, reward=lambda *_: 0.5))]) == 0
+    text = capsys.readouterr().out
+    assert "JSON lines, 1 step, 1 to 1" in text
+    assert "a tenth of the run, 1 step, is taken as nominal" in text
+    assert "(warmup 1 step, target kl 0.01)" in text
 
 
 def test_rollouts_that_are_counted_in_environment_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -417,11 +434,33 @@ def test_of_a_long_run_some_rows_are_drawn_and_that_is_said(
 def test_the_page_has_the_target_on_the_scale_of_the_kl(tmp_path: Path) -> None:
     """A KL read in the loop is at .001 where the post-update KL is at .01, the target of the first 24 / 4 steps."""
     path = logged(tmp_path / "run.jsonl", 100, 24, **kl(Plant(bears=0.1)))
-    assert main(["replay", str(path), "--map", "policy/kl=kl:in_loop", "-o", str(tmp_path / "page.html")]) in (0, 1)
-    data = json.loads((tmp_path / "page.html").read_text().split('id="data">')[1].split("</script>")[0])
-    target = next(line for line in data["panels"][1]["lines"] if line["role"] == "bound")
-    assert data["panels"][1]["key"] == "kl"
-    assert [target["values"][step] for step in (0, 4, 10, 58, 99)] == pytest.approx([1e-3, 1e-3, 5e-4, 1e-4, 1e-4])
+    target = drawn(path, "--map", "policy/kl=kl:in_loop")["kl", "bound"]
+    assert [target["values"][step] for step in (0, 5, 11, 59, 99)] == pytest.approx([1e-3, 1e-3, 5e-4, 1e-4, 1e-4])
+
+
+def drawn(log: Path, *options: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The last line on the page of each panel and role."""
+    page = log.with_suffix(".html")
+    assert main(["replay", str(log), *options, "-o", str(page)]) in (0, 1)
+    data = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
+    return {(panel["key"], line["role"]): line for panel in data["panels"] for line in panel["lines"]}
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_the_page_of_a_log_that_begins_late_is_that_of_one_that_does_not(tmp_path: Path, every: int) -> None:
+    """The controller that is replayed begins where the log does, and takes a row for a step."""
+    path, late = logged(tmp_path / "run.jsonl", 100 * every, 24 * every, every, **kl(Plant(bears=0.1))), 5000
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    (tmp_path / "late.jsonl").write_text("".join(json.dumps(x | {"step": x["step"] + late}) + "\n" for x in lines))
+    soon, later = drawn(path), drawn(tmp_path / "late.jsonl")
+    for line in (("lr", "nominal"), ("lr", "ceiling"), ("kl", "bound")):
+        assert later[line]["steps"] == [step + late for step in soon[line]["steps"]]
+        assert later[line]["values"] == pytest.approx(soon[line]["values"])
+    assert later["lr", "nominal"]["values"] == pytest.approx([PEAK * min((row + 1) / 24, 1.0) for row in range(100)])
+    assert later["kl", "bound"]["values"] == pytest.approx(
+        [0.01 * max(min(6 / (row + 1), 1.0), 0.1) for row in range(100)]
+    )
+    assert "no line in the log" not in (tmp_path / "late.html").read_text()
 
 
 def test_a_page_of_a_log_with_gaps(tmp_path: Path) -> None:

@@ -39,8 +39,10 @@ def logged(path: Path, scores: list[float], config: Config, bears: Any = 0.3, lr
     return read(path)
 
 
-def without(run: Run, *gone: range) -> Run:
-    return Run(run.config, run.about, [step for step in run.steps if not any(step["step"] in some for some in gone)])
+def without(path: Path, *gone: range) -> Run:
+    head, *steps = path.read_text().splitlines(keepends=True)
+    path.write_text(head + "".join(line for step, line in enumerate(steps) if not any(step in some for some in gone)))
+    return read(path)
 
 
 def line(run: Run, key: str, role: str) -> panels.Line:
@@ -88,6 +90,13 @@ def test_under_a_schedule_a_factor_is_a_share_of_that(tmp_path: Path) -> None:
     assert re.search(r"held at [\d to]+ % of the schedule from step", report.in_words(read(path)))
 
 
+def test_one_is_no_plural(tmp_path: Path) -> None:
+    run = logged(tmp_path / "run.jsonl", [0.5] * 3, Config(1))
+    assert report.in_words(run).startswith("nominal 1 step; ")
+    report.write(tmp_path / "page.html", [run])
+    assert "run, changes of phase and alarms: 1<" in (tmp_path / "page.html").read_text()
+
+
 def test_alarms_a_collapse_and_an_unfinished_warmup_in_words(tmp_path: Path) -> None:
     bad = report.in_words(logged(tmp_path / "bad.jsonl", COLLAPSING, Config(20, law="linear")))
     young = report.in_words(logged(tmp_path / "young.jsonl", [0.5] * 5, Config(20, law="linear")))
@@ -96,8 +105,8 @@ def test_alarms_a_collapse_and_an_unfinished_warmup_in_words(tmp_path: Path) -> 
 
 
 def test_what_the_log_lacks_is_said_and_not_drawn_over(tmp_path: Path) -> None:
-    whole = logged(tmp_path / "run.jsonl", RISING, steady(20))
-    run = without(whole, range(30), range(50, 70))
+    logged(tmp_path / "run.jsonl", RISING, steady(20))
+    run = without(tmp_path / "run.jsonl", range(30), range(50, 70))
     assert report.in_words(run).endswith("no line in the log for steps 0 to 29, 50 to 69")
     assert reading.ceilings(run) == pytest.approx([3e-3] * 50, rel=1e-3)  # also at 30 and 70, whose factor is unknown
     assert reading.nominal(run) == pytest.approx([1e-2] * 50, rel=1e-6)
@@ -340,6 +349,8 @@ def test_bad_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureF
         ([-2.0 + 0.1 * (-1) ** i for i in range(40)] + [-10.0 + 0.1 * (-1) ** i for i in range(20)],
          "the task reward ended at -10, from -2"),
         ([0.5] + [0.2] * 60, ""),  # one lucky step at the start is no best
+        ([0.0, 0.0, 1 / 64, 0.0, 0.0, 0.0], ""),  # one episode of hundreds, by chance
+        ([0.03 + 0.015 * (-1) ** i for i in range(50)] + [0.0] * 50, "the task reward ended at 0, from 0.03"),
     ],
 )  # fmt: skip
 def test_a_collapse_is_a_fall_and_no_sign(tmp_path: Path, rewards: list[float], words: str) -> None:

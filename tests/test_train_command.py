@@ -54,6 +54,7 @@ def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         main(["train", "--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
+    assert "--no-adaptive-warmup Sets adaptive_warmup to False." in " ".join(said.split())
     assert all(f"--{name}" in said for name in ("kl_coef", "cliprange", "task", "lora_r", "target_kl", "report_to"))
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from adaptive_warmup import Config, Regulator
 from adaptive_warmup.cli import main
-from adaptive_warmup.history import DecisionLog, follow
+from adaptive_warmup.history import DecisionLog, follow, reading
 from adaptive_warmup.watch import view
 from tests.plant import Plant, steady
 
@@ -65,6 +65,17 @@ def test_what_is_shown(tmp_path: Path) -> None:
     assert "rising to" in text
     assert "▁" in text
     assert "█" in text
+
+
+def test_of_a_log_too_long_to_keep_whole_nominal_and_ceiling_are_shown_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for 2,000 steps one in 4 is kept, none beside the one before it; the last 1,000 are looked at."""
+    monkeypatch.setattr(reading, "_MOST", 2000)
+    path, regulator = tmp_path / "run.jsonl", Regulator(steady(10_000))
+    with DecisionLog(path, regulator.config) as log:
+        steps(log, regulator, Plant(bears=0.1), 6000)
+    assert re.search(r"Learning rate +1\.0e-4 +nominal 6\.0e-4, ceiling 1\.0e-4 ", screen(path, 120))
 
 
 def test_alarms_are_shown_with_their_onset_and_a_kl_on_the_scale_of_its_source(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from adaptive_warmup.advice.evidence import (
 )
 from adaptive_warmup.advice.nominal import bearable
 from adaptive_warmup.advice.plan import Plan
+from adaptive_warmup.quoting import plural
 from adaptive_warmup.signals import in_loop_scale
 
 _USUAL_LRS = {  # (task, lora): peak learning rates seen for language models of .5 billion parameters and more
@@ -149,7 +150,7 @@ def _earlier_runs(plan: Plan, target_kl: float) -> Iterator[Caution]:
 def _warmup(plan: Plan) -> Iterator[Caution]:
     steps, total = plan.planned_warmup, plan.total_steps
     if (plan.warmup_steps or 0) > 0 and plan.warmup_ratio:
-        value = f"{plan.warmup_steps} steps and ratio {plan.warmup_ratio:g}"
+        value = f"{plural(plan.warmup_steps or 0, 'step')} and ratio {plan.warmup_ratio:g}"
         why = f"both are given; the steps win over the ratio's {plan.rounded(plan.warmup_ratio * total)}"
         yield Caution("warmup", value, why, "give one", "verl, transformers")
     if plan.untuned_warmup and steps >= max(_NEARLY * plan.untuned_warmup, total):
@@ -157,15 +158,16 @@ def _warmup(plan: Plan) -> Iterator[Caution]:
             f"as long as the untuned rule has it, 2/(1-beta2) = {plan.untuned_updates} updates, beyond the run's end at"
         )
         why += f" {total}: the lr never comes to its peak"
-        yield Caution("warmup", f"{steps} steps", why, "the advised warmup; that rule is for long runs", UNTUNED)
+        yield Caution("warmup", plural(steps, "step"), why, "the advised warmup; that rule is for long runs", UNTUNED)
     elif steps >= _LONG * total:
-        why = f"the peak is reached in step {steps} of {total}, so {max(total - steps, 0)} steps are left at it"
-        yield Caution("warmup", f"{steps} steps", why, "a longer run, a lower peak, or the advised warmup", PILOT)
+        left = plural(max(total - steps, 0), "step")
+        why = f"the peak is reached in step {steps} of {total}, which leaves {left} at it"
+        yield Caution("warmup", plural(steps, "step"), why, "a longer run, a lower peak, or the advised warmup", PILOT)
     if steps > 1 and plan.host is None:  # the hosts' own ramps are replaced
         why = (
             "but for transformers' and verl's, which ours replaces, it multiplies with ours: the lr rises as the square"
         )
-        yield Caution("warmup", f"{steps} steps", why, "take it out of the schedule, or say host", TWO_WARMUPS)
+        yield Caution("warmup", plural(steps, "step"), why, "take it out of the schedule, or say host", TWO_WARMUPS)
 
 
 def _measurement(plan: Plan) -> Iterator[Caution]:

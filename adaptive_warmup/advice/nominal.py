@@ -22,6 +22,7 @@ from adaptive_warmup.advice.evidence import (
 )
 from adaptive_warmup.advice.plan import Plan
 from adaptive_warmup.history import Run
+from adaptive_warmup.quoting import plural
 from adaptive_warmup.report.reading import peaks
 from adaptive_warmup.signals import kl_scale
 
@@ -106,7 +107,7 @@ def bearable(run: Run, target: float) -> list[float]:
 
 def _base(plan: Plan, share: int, steps: int) -> Reason:
     text = (
-        f"{steps} steps, as a fallback where no signal comes: {share} % of {plan.total_steps}"
+        f"{plural(steps, 'step')}, as a fallback where no signal comes: {share} % of {plan.total_steps}"
         f" (at least {_SHORTEST} steps, at most {_MOST} % and {_LONGEST} steps)"
     )
     if plan.task != "rl":
@@ -144,13 +145,14 @@ def _consequences(plan: Plan, steps: int) -> list[Reason]:
     reasons.append(Reason("warmup_steps", first, PILOT))
     if plan.untuned_warmup is not None:
         rule = f"untuned warmup, 2/(1-beta2), at beta2 {plan.beta2:g}: {plan.untuned_updates} updates"
-        text = f"for comparison, the {rule}, here {plan.untuned_warmup} steps"
+        text = f"for comparison, the {rule}, here {plural(plan.untuned_warmup, 'step')}"
         if plan.untuned_warmup > plan.total_steps:
             text += f", more than the run's {plan.total_steps}: no length to take from that rule here (beta2 .95 would"
             text += " make it 40 updates)"
         reasons.append(Reason("warmup_steps", text, UNTUNED))
     if plan.warmup_ratio and plan.planned_warmup:
-        text = f"warmup_ratio {plan.warmup_ratio:g} of {plan.total_steps}: that is {plan.planned_warmup} steps"
+        planned = plural(plan.planned_warmup, "step")
+        text = f"warmup_ratio {plan.warmup_ratio:g} of {plan.total_steps}: that is {planned}"
         if plan.task == "rl":
             text += ". Search-R1's .95 of 305 is 289 and its later .285 of 1005 is 286: the same warmup, before more"
             text += " steps at the peak; so the smaller ratio is no evidence that a shorter warmup is safe"

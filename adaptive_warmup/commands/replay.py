@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_warmup.commands.arguments import Commands, count, needs, positive
+from adaptive_warmup.quoting import plural
 
 if TYPE_CHECKING:
     from adaptive_warmup.readers import Found
@@ -113,7 +114,7 @@ def _keeping(kept: list[Moment], moments: Iterator[Moment], rows: int) -> Iterat
 
 def _text(found: Found, given: Setup, verdict: Verdict) -> Iterator[str]:
     past = found.past
-    steps = f"{len(past.steps)} steps, {past.steps[0]} to {past.steps[-1]}"
+    steps = f"{plural(len(past.steps), 'step')}, {past.steps[0]} to {past.steps[-1]}"
     yield f"{found.path}: {found.format.NAME}, {steps}" + (f", every {past.every}" if past.every > 1 else "")
     yield "\ntaken"
     wide = max(len(one.signal) for one in past.taken), max(len(one.key) for one in past.taken)
@@ -128,7 +129,8 @@ def _text(found: Found, given: Setup, verdict: Verdict) -> Iterator[str]:
     yield from (f"  {_rang(one)}" for one in verdict.alarms[:_MOST_EVENTS])
     if len(verdict.alarms) > _MOST_EVENTS:
         yield f"  and {len(verdict.alarms) - _MOST_EVENTS} more (--json lists them)"
-    yield f"\nwhat the lr would have done (warmup {given.warmup_steps} steps, target kl {given.config.target_kl:g})"
+    warmup = plural(given.warmup_steps, "step")
+    yield f"\nwhat the lr would have done (warmup {warmup}, target kl {given.config.target_kl:g})"
     yield from (f"  {line}" for line in _lr(given, verdict))
 
 
@@ -143,14 +145,16 @@ def _listed(title: str, items: list[str], most: int | None = None) -> Iterator[s
 def _run(given: Setup, verdict: Verdict) -> Iterator[str]:
     rates = given.rates
     if rates.peak:
-        own = f", its own warmup {rates.warmup_steps} steps" if rates.warmup_steps else ""
+        own = f", its own warmup {plural(rates.warmup_steps, 'step')}" if rates.warmup_steps else ""
         yield f"peak lr {rates.peak:.3g}{own}"
     yield f"died at step {verdict.death.step}: {verdict.death.why}" if verdict.death else "did not die"
 
 
 def _rang(one: Ringing) -> str:
     when = f"step {one.first}" + (f" to {one.last}" if one.rows > 1 else "")
-    lead = "" if one.lead is None else f", {one.lead} steps before the run died" if one.lead else ", as the run died"
+    lead = ""
+    if one.lead is not None:
+        lead = f", {plural(one.lead, 'step')} before the run died" if one.lead else ", as the run died"
     return f"{one.name}: {when}{lead}: {one.message}"
 
 
@@ -167,7 +171,7 @@ def _lr(given: Setup, verdict: Verdict) -> Iterator[str]:
         yield f"at its end the run bears {verdict.ceiling:.2g} times its peak{lr} at {whole}"
     if verdict.most >= _NOTABLE:
         far = f"; at step {verdict.far_above} first by more than a factor of 2" if verdict.far_above is not None else ""
-        count = f"{verdict.above} step{'s' if verdict.above > 1 else ''}"
+        count = plural(verdict.above, "step")
         yield f"at {count} its lr was above what it bears at {whole}, by up to {verdict.most:.2g} times{far}"
 
 
@@ -196,13 +200,13 @@ def _draw(output: Path, found: Found, given: Setup, moments: list[Moment]) -> No
 
     about = {"log": found.path.name, "format": found.format.NAME}
     peak = given.rates.peak or 1.0
-    gapless = found.past.every == 1 and len(moments) == moments[-1].step - moments[0].step + 1
+    origin = moments[0].step - found.past.every + 1  # a row is a decision, however many steps it stands for
     was = [_was(m, after.own, peak) for m, after in zip(moments, [*moments[1:], moments[-1]], strict=True)]
-    would = [_decided(m, m.factor * m.used / m.own * peak if m.own > 0.0 else m.factor * peak, gapless)
-             for m in moments]  # fmt: skip
+    would = [_decided(m, m.factor * m.used / m.own * peak if m.own > 0.0 else m.factor * peak) for m in moments]
     config = replace(given.config, warmup_steps=given.warmup_steps, min_warmup_steps=None)  # in steps of the log
-    runs = [history.Run(replace(config, law="linear"), {"arm": "the run as it was", **about}, was),
-            history.Run(config, {"arm": "the controller, replayed", **about}, would)]  # fmt: skip
+    fixed = replace(config, law="linear")
+    runs = [history.Run(fixed, {"arm": "the run as it was", **about}, was, origin=origin),
+            history.Run(config, {"arm": "the controller, replayed", **about}, would, origin=origin)]  # fmt: skip
     report.write(output, runs, title=f"Replay of {found.path.name}")
 
 
@@ -222,9 +226,9 @@ def _reported(moment: Moment) -> dict[str, Any]:
     return {**found, "kl_source": moment.signals.kl_source}
 
 
-def _decided(moment: Moment, lr: float, gapless: bool) -> dict[str, Any]:
+def _decided(moment: Moment, lr: float) -> dict[str, Any]:
     decision = moment.decision
-    step = {"step": moment.step, "lr": lr, "signals": {"kl_source": moment.signals.kl_source}, "next": decision.factor,
-            "phase": decision.phase, "reasons": decision.reasons, "alarms": decision.alarms}  # fmt: skip
-    # The report reads what the run bears off the step before, so it needs every step.
-    return step | ({"ceiling": decision.ceiling} if decision.ceiling is not None and gapless else {})
+    step = {"step": moment.step, "lr": lr, "signals": {"kl_source": moment.signals.kl_source}, "factor": moment.factor,
+            "next": decision.factor, "phase": decision.phase, "reasons": decision.reasons,
+            "alarms": decision.alarms}  # fmt: skip
+    return step | ({"ceiling": decision.ceiling} if decision.ceiling is not None else {})

@@ -61,6 +61,7 @@ class Parser:
         self._run: Start | None = None  # the first start
         self._foreign = False  # what stands here is not of this run
         self._alarms: dict[str, str] = {}  # of the line before
+        self._decision = 0, 1.0  # the next step, and the factor that was decided for it
         self.enter(path)
         self._in = ""  # of a log in one file no place needs its name
 
@@ -100,6 +101,7 @@ class Parser:
             return None
         self._run = self._run or start
         self._foreign = (start.config, start.about) != (self._run.config, self._run.about)
+        self._decision = start.step, start.state.factor
         if self._foreign:
             self._notes.add("another run, of other settings, begins here: it is left out", place)
         return None if self._foreign else start
@@ -112,9 +114,12 @@ class Parser:
             if content.keys() == {"step", "metrics"}:
                 return step | metrics
             step |= {"lr": float(content["lr"]), "signals": self._signals(content["signals"], place)}
-            return step | self._decided(content) | metrics
+            step |= self._decided(content) | metrics
         except _DAMAGED:
             return None
+        number, factor = self._decision
+        self._decision = step["step"] + 1, step["next"]
+        return step | ({"factor": factor} if number == step["step"] else {})
 
     def _decided(self, content: dict[str, Any]) -> dict[str, Any]:
         if content["phase"] not in _PHASES or not 0.0 < float(content["next"]) <= 1.0:

@@ -26,10 +26,11 @@ class Run:
         config: the controller's settings.
         about: what the writer told of the run.
         steps: those that count, in their order, as dicts: step, lr, signals, next (the factor decided for the next
-            step), phase, reasons, and where they apply ceiling, ends (the step at which the warmup should finish),
-            alarms, metrics.
+            step), phase, reasons, and where they apply factor (decided for this one; not after a gap), ceiling, ends
+            (the step at which the warmup should finish), alarms, metrics.
         problem: what was odd about the file, if anything, with the lines; the rest is in `steps`.
         starts: the controller's state before a step, for the steps at which the run began, or went on.
+        origin: the number of the warmup's first step; another than 0 in what is made of a log of another program.
     """
 
     config: Config
@@ -37,6 +38,7 @@ class Run:
     steps: list[dict[str, Any]]
     problem: str | None = None
     starts: dict[int, State] = field(default_factory=dict)
+    origin: int = 0
 
     def metric(self, name: str) -> list[float]:
         """One of the host's metrics over the steps; NaN where a step lacks it."""

@@ -23,6 +23,7 @@ from adaptive_warmup.ppo.generators import draw_seed, resume
 from adaptive_warmup.ppo.model import ActorCritic, ValueHead, ValueModel, check_apart, check_padding
 from adaptive_warmup.ppo.rollout import Rollout, rollout
 from adaptive_warmup.ppo.update import Batch, assess, mini_batch_losses, mini_batches, policy_kl, rollout_metrics
+from adaptive_warmup.quoting import plural
 
 POLICY, VALUE = 0, 1  # the optimizer's parameter groups
 
@@ -97,7 +98,7 @@ class PPO:
         if len(problems) != config.batch_size:
             name = type(self.environment).__name__
             raise ValueError(
-                f"{name}.sample({config.batch_size}, ...) gave {len(problems)} problems: have it give as many"
+                f"{name}.sample({config.batch_size}, ...) gave {plural(len(problems), 'problem')}: have it give as many"
             )
         episodes = self._rollout(problems, self.tokens)
         batch = assess(config, self.model, self.reference, episodes)

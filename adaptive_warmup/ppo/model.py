@@ -19,9 +19,7 @@ from transformers import PreTrainedModel
 from adaptive_warmup.ppo.losses import entropy
 
 _TRIED = 8  # tokens that a policy is tried on
-_ROUNDING = (
-    0.1  # of their log-probabilities' spread, in 16 bits; counting the padding moves them by more than twice that
-)
+_ROUNDING = 0.1  # of their log-probabilities' spread, in 16 bits; padding that counts moves them by more than twice it
 
 LanguageModel = Callable[..., Any]
 """Called as a causal LM of transformers, and answers as one."""

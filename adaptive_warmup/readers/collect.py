@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from adaptive_warmup.lines import Notes, number
+from adaptive_warmup.quoting import plural
 from adaptive_warmup.readers import keys
 from adaptive_warmup.readers.past import Past, Series, assemble
 from adaptive_warmup.readers.rows import LINE_NUMBER, STEP_KEYS, Row
@@ -134,8 +135,8 @@ class Collector:
         order = [name for name in (*STEP_KEYS, LINE_NUMBER) if name in self._stores]
         order.sort(key=lambda name: self._rows[name] < _STRAY * max(self._rows.values()))
         for name in order[1:]:
-            rows = f"{self._rows[name]} rows, the first at {self._places[name]},"
-            self._notes.add(f"{rows} count steps by {name}, not by {order[0]}: left out")
+            rows = f"{plural(self._rows[name], 'row')}, the first at {self._places[name]},"
+            self._notes.add(f"{rows} with steps counted by {name}, not by {order[0]}: left out")
         if order[:1] == [LINE_NUMBER]:
             self._notes.add(f"no step is given ({', '.join(STEP_KEYS)}): lines are counted instead")
         return self._stores[order[0]] if order else {}

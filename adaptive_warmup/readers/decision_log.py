@@ -11,6 +11,7 @@ from typing import Any
 from adaptive_warmup import controller, history
 from adaptive_warmup.controller import Config, State
 from adaptive_warmup.lines import Notes
+from adaptive_warmup.quoting import plural
 from adaptive_warmup.readers.keys import FACTOR
 from adaptive_warmup.readers.rows import Row
 from adaptive_warmup.signals import NAMES, Signals
@@ -41,7 +42,7 @@ def rows(path: Path, notes: Notes) -> Iterator[Row]:
             factor, anew = step["next"], False
     notes.add(f"with the settings in the log, {same} of its {steps} decisions come out the same")
     if late:
-        notes.add(f"{late} KLs came in a later step than the one that they are of; left out")
+        notes.add(f"{plural(late, 'KL')} of earlier steps, which came late: left out")
 
 
 def settings(path: Path) -> tuple[Config, float | None]:

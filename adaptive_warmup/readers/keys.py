@@ -78,6 +78,7 @@ _SCORE = "mean score, without the KL"
 _IN_LOOP = f"{_PER_TOKEN}, read in the loop before each mini-batch's update"
 _PRE_CLIP = "L2, before clipping"
 _WHOLE_FROM_FOUR = "with less than four epochs it reads too low: --map 'approx_kl=kl:in_loop'"
+_ROLLING = "mean return of the last 100 episodes: an early score drop of a rolling mean may be none"
 _VERL, _OLD_VERL, _SEARCH_R1 = "verl", "verl of 2024", "Search-R1"
 _TRL, _PPO, _OLDEST = "TRL", "TRL's PPO", "TRL's PPO before 0.12"
 SB3, _OURS, _TRAINER = "Stable-Baselines3", "adaptive_warmup.ppo", "transformers"
@@ -113,7 +114,7 @@ KEYS: tuple[Key, ...] = (
     Key("objective/scores", "task_reward", _SCORE, _PPO, trainers=(_ONLINE, "PPOTrainer")),
     Key("ppo/mean_scores", "task_reward", _SCORE, _OLDEST),
     Key("reward", "task_reward", _SCORE, "TRL's GRPO and RLOO", trainers=(_GRPO, _RLOO)),
-    Key("rollout/ep_rew_mean", "task_reward", "mean return of the episodes", SB3),
+    Key("rollout/ep_rew_mean", "task_reward", _ROLLING, SB3),
     Key("objective/non_score_reward", "kl_reward", _SUM, _PPO, trainers=_PPO_TRAINER),
     Key("actor/grad_norm", "grad_norm", _PRE_CLIP, _VERL),
     Key("policy/grad_norm", "grad_norm", _PRE_CLIP, _OURS),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adaptive_warmup.lines import Line, Notes, lines, number
+from adaptive_warmup.quoting import plural
 from adaptive_warmup.readers.rows import Row, row
 
 NAME = "a table"
@@ -50,7 +51,7 @@ def rows(path: Path, notes: Notes) -> Iterator[Row]:
             return
         place = f"line {table.line_num + 1}"
         if cells and len(cells) != len(names):
-            notes.add(f"the header names {len(names)} columns, the line has more or fewer; left out", place)
+            notes.add(f"the header names {plural(len(names), 'column')}, the line has more or fewer; left out", place)
         elif cells and cells != names:
             yield row(dict(zip(names, cells, strict=True)), place, table.line_num)
 
@@ -66,4 +67,5 @@ def _whole(texts: Iterator[Line], delimiter: str, notes: Notes) -> Iterator[str]
 
 
 def _delimiter(header: str) -> str:
-    return max(_DELIMITERS, key=header.count)
+    """A bar only where there is nothing else: it is in names, too."""
+    return max(_DELIMITERS, key=header.count) if any(sign in header for sign in _DELIMITERS) else "|"

@@ -102,7 +102,7 @@ def _events(run: Run, name: str) -> str:
         lr = short(run.steps[event.row]["lr"])
         items.append(f"<li>step {event.step}, lr {lr}, {event.phase}: {escape('; '.join(event.reasons))}{alarms}</li>")
     rest = f"<p>and {len(found) - _MOST_EVENTS} more</p>" if len(found) > _MOST_EVENTS else ""
-    return (f"<details><summary>{escape(name)}: {len(found)} changes of phase and alarms</summary>"
+    return (f"<details><summary>{escape(name)}, changes of phase and alarms: {len(found)}</summary>"
             f"<ul>{''.join(items)}</ul>{rest}</details>")  # fmt: skip
 
 

@@ -193,7 +193,7 @@ def _targets(run: Run) -> list[float]:
 
 def _target(run: Run, step: dict[str, Any], source: KLSource) -> float:
     lr_scale = reading.lr_scale(step)
-    number = max(step["step"], 0)  # the log of another program may count from below
+    number = max(step["step"] - run.origin, 0)  # a damaged log may count from below
     return kl_on_target(run.config.target_at(number, source, lr_scale), source, lr_scale)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from adaptive_warmup import controller
 from adaptive_warmup.history import Run
 
 PHASES = {
@@ -77,10 +76,10 @@ def lr_scale(step: dict[str, Any]) -> float:
 def peaks(run: Run) -> list[float]:
     """Per step the lr that factor 1 would have meant at the peak of the schedule; NaN where the log does not tell.
 
-    A step's factor is what the step before it decided, so a step after a gap has the peak of those around it. The
-    median of five drops single steps that ran at another lr (cut for their gradient, or the first after a resume).
+    A step after a gap, whose factor is unknown, has the peak of those around it. The median of five drops single steps
+    that ran at another lr (cut for their gradient, or the first after a resume).
     """
-    known = [_peak(run, before, step) for before, step in zip([None, *run.steps], run.steps, strict=False)]
+    known = [_peak(step) for step in run.steps]
     found: list[float] = []
     for i in range(len(known)):
         near = [value for value in known[max(i - 2, 0) : i + 3] if not math.isnan(value)]
@@ -89,20 +88,14 @@ def peaks(run: Run) -> list[float]:
     return [first if math.isnan(value) else value for value in found]
 
 
-def _peak(run: Run, before: dict[str, Any] | None, step: dict[str, Any]) -> float:
-    if before is not None and before["step"] == step["step"] - 1:
-        factor = before["next"]
-    elif step["step"] == 0:
-        factor = controller.start(run.config).factor
-    else:
-        return math.nan
-    share = factor * lr_scale(step)
+def _peak(step: dict[str, Any]) -> float:
+    share = step.get("factor", 0.0) * lr_scale(step)
     return float(step["lr"] / share) if 0.0 < share < math.inf and step["lr"] > 0.0 else math.nan
 
 
 def nominal(run: Run) -> list[float]:
     """Per step the lr of the fixed warmup under the same schedule."""
-    ramp = [min((step["step"] + 1) / run.config.warmup_steps, 1.0) for step in run.steps]
+    ramp = [min((step["step"] - run.origin + 1) / run.config.warmup_steps, 1.0) for step in run.steps]
     return [peak * factor * lr_scale(step) for peak, factor, step in zip(peaks(run), ramp, run.steps, strict=True)]
 
 
@@ -115,7 +108,7 @@ def ceilings(run: Run) -> list[float]:
 def events(run: Run) -> list[Event]:
     """The steps at which the phase changed or an alarm set in. Every run begins in warmup."""
     found: list[Event] = []
-    begun = bool(run.steps) and run.steps[0]["step"] > 0
+    begun = bool(run.steps) and run.steps[0]["step"] > run.origin
     phase, rung = run.steps[0]["phase"] if begun else "warmup", set[str]()
     for row, step in enumerate(run.steps):
         alarms = [(name, message) for name, message in step.get("alarms", [])]
@@ -150,5 +143,5 @@ def gaps(run: Run) -> list[tuple[int, int]]:
     """The steps (first, last) that the log has no line for, where it usually has one; the start counts too."""
     steps = [step["step"] for step in run.steps]
     stride = usual_stride(steps)
-    pairs = zip([-stride, *steps], steps, strict=False)
+    pairs = zip([run.origin - stride, *steps], steps, strict=False)
     return [(before + stride, after - stride) for before, after in pairs if after - before > 2 * stride]

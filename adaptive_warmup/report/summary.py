@@ -9,6 +9,7 @@ from statistics import median
 
 from adaptive_warmup.collapse import SMOOTH, Course, course
 from adaptive_warmup.history import Run
+from adaptive_warmup.quoting import plural
 from adaptive_warmup.report.reading import adapts, ceilings, gaps
 
 _STEADY = 1.25  # a ceiling that varies by less than this, times, is told as one number
@@ -23,8 +24,8 @@ class Outcome:
         steps: in the log.
         score: of the final evaluation, or NaN where the run did not come to it.
         area: mean task reward over the steps.
-        collapsed: the last scores, or the final one, are below half of the best mean over 8 steps; where scores may be
-            negative, below the middle between the best and the lowest, and by more than noise.
+        collapsed: the last scores, or the final one, are below the best mean over 8 steps by more than noise, and below
+            half of it; where scores may be negative, below the middle between the best and the lowest.
         last_lr, highest_lr: that the run used.
     """
 
@@ -46,7 +47,7 @@ class Outcome:
 COLUMNS = ("run", "steps", "final score", "area", "collapsed", "last lr", "highest lr")
 MEANING = (
     "final score: on evaluation problems after the last step. area: mean task reward over the steps."
-    " collapsed: ended below half of its best (means over 8 steps, or the final score)."
+    " collapsed: ended below half of its best, and by more than noise (means over 8 steps, or the final score)."
 )
 
 
@@ -88,16 +89,16 @@ def _fall(run: Run) -> tuple[str, float, Course] | None:
 
 def _warmup(run: Run, held: bool) -> Iterator[str]:
     kind = "nominal" if adapts(run) else "fixed linear warmup of"
-    yield f"{kind} {run.config.warmup_steps} steps"
+    yield f"{kind} {plural(run.config.warmup_steps, 'step')}"
     row, warm = next(((i, step) for i, step in enumerate(run.steps) if step["next"] == 1.0), (0, None))
     last = run.steps[-1]
     if warm is None:
         end = "" if held else f", its last, at {_percent(last['next'])} of the {_whole(run)}"
         yield f"not warm by step {last['step']}{end}"
-    elif row == 0 and warm["step"] > 0:
+    elif row == 0 and warm["step"] > run.origin:
         yield f"warm where the log begins, at step {warm['step']}"
     else:
-        yield f"warm after {warm['step'] + 2}"  # it is the next update, counted from 1, that runs at the peak
+        yield f"warm after {warm['step'] - run.origin + 2}"  # the next update, counted from 1, runs at the peak
 
 
 def _held(run: Run) -> Iterator[str]:
@@ -136,7 +137,7 @@ def _gaps(run: Run) -> Iterator[str]:
     missing = gaps(run)
     if missing:
         shown = ", ".join(f"{first} to {last}" for first, last in missing[:3])
-        more = f" and {len(missing) - 3} more stretches" if len(missing) > 3 else ""
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         yield f"no line in the log for steps {shown}{more}"
 
 

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from adaptive_warmup.ppo.environment import Problem
 from adaptive_warmup.ppo.generators import permutation
+from adaptive_warmup.quoting import plural
 
 _log = logging.getLogger("adaptive_warmup")
 
@@ -34,8 +35,8 @@ class RolloutSampler(Sampler[int]):
     def __init__(self, rows: int, episodes: int, repeats: int, seed: int, epoch: Callable[[int], int]) -> None:
         if rows < episodes:
             raise ValueError(
-                f"train_dataset has {rows} prompts, and a rollout takes {episodes}: give more prompts, or lower"
-                " per_device_train_batch_size, gradient_accumulation_steps or num_mini_batches"
+                f"train_dataset has {plural(rows, 'prompt')}, and a rollout takes {episodes}: give more prompts, or"
+                " lower per_device_train_batch_size, gradient_accumulation_steps or num_mini_batches"
             )
         self.rows, self.episodes, self.repeats, self.seed, self.epoch = rows, episodes, repeats, seed, epoch
 

@@ -73,6 +73,9 @@ def _options(argv: Sequence[str]) -> tuple[RunArguments, PPOConfig]:
         description="PPO with adaptive warmup. The first options are this command's, then come those of transformers'"
         " TrainingArguments, and from --value_learning_rate on those of PPO.",
     )
+    for action in parser._actions:
+        if action.const is False:  # a --no_..., which transformers gives the help of what it leaves out
+            action.help, action.default = f"Sets {action.dest} to False.", argparse.SUPPRESS
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     path = first.parse_known_args(list(argv))[0].config

@@ -201,6 +201,12 @@ class PPOTrainer(RolloutTrainer):
         step = self.rl_step
         if step is None or not (step.finished or self.state.global_step + 1 >= self.state.max_steps):
             return
+        self._measure(step)
+        self._metrics["train"]["value_lr"].append(float(self.optimizer.param_groups[-1]["lr"]))
+        if step.finished:  # else a longer run, resumed from here, goes on with it
+            self.rl_step = None
+
+    def _measure(self, step: RLStep) -> None:
         metrics = step.averages(self._total) | step.report
         if self.args.measure_kl:
             with self._still():
@@ -209,19 +215,18 @@ class PPOTrainer(RolloutTrainer):
         values = torch.stack([value.float() for value in metrics.values()]).tolist()  # one read for all of them
         for name, value in (*zip(metrics, values, strict=True), *self._pace()):
             self._metrics["train"][name].append(value)
-        if step.finished:  # else a longer run, resumed from here, goes on with it
-            self.rl_step = None
 
     def _pace(self) -> Iterator[tuple[str, float]]:
         size, now = self.algorithm.batch_size, time.perf_counter()
         yield "episode", float(math.ceil((self.state.global_step + 1) / self.updates_per_rollout) * size)
         yield "eps", size / (now - self._since)
-        yield "value_lr", float(self.optimizer.param_groups[-1]["lr"])
         self._since = now
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """With the logs of training, the means over the RL steps since the last one; what counts now is the last."""
         if "loss" in logs:
+            if self.rl_step and self.control.should_training_stop and self.state.global_step < self.state.max_steps:
+                self._measure(self.rl_step)  # which a callback has cut short
             found = self._metrics["train"]
             logs |= {name: sum(values) / len(values) for name, values in found.items()}
             logs |= {name: found[name][-1] for name in _PRESENT if name in found}

@@ -380,6 +380,24 @@ def test_what_counts_up_is_logged_as_it_is_now_and_a_second_run_begins_anew(tmp_
     assert logged(trainer, "episode") == [4 * 8]  # ... and are not in the first log of the next run
 
 
+def test_an_rl_step_that_a_callback_cuts_short_is_logged_as_one_that_the_run_s_end_does(tmp_path: Path) -> None:
+    class Stops(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 6
+
+    updates: dict[str, Any] = {"num_mini_batches": 2, "num_ppo_epochs": 2}
+    stopped, ended = (
+        make(tmp_path, parts={"callbacks": [Stops()]}, max_steps=12, **updates),
+        make(tmp_path, max_steps=6, **updates),
+    )
+    for trainer in (stopped, ended):
+        trainer.train()
+    assert stopped.state.global_step == 6
+    assert logged(stopped, "episode") == [16, 32]
+    for name in ("objective/scores", "policy/kl", "loss/policy_avg"):
+        assert logged(stopped, name) == logged(ended, name)
+
+
 def test_a_critic_of_a_policy_whose_text_model_lies_within() -> None:
     """Gemma 3's config has no width of its own; and OPT's last states are not as wide as its layers."""
     opt = {"vocab_size": 40, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 1, "num_attention_heads": 2}

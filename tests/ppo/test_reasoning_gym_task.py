@@ -74,7 +74,7 @@ def test_parameters_reach_the_package_and_are_in_the_name() -> None:
     [
         ("number_sortin", {}, "number_sorting"),
         ("serach", {}, "search"),
-        ("nothing like it", {}, "chain_sum"),
+        ("nothing like it", {}, "one of reasoning-gym's, such as chain_sum, number_sorting, spell_backward$"),
         ("chain_sum", {"no_such": 1}, "no_such"),
         ("chain_sum", {"min_terms": 9}, "max_terms"),
         ("chain_sum", {"mistakes": 2.0}, "2.0"),

@@ -51,7 +51,7 @@ class ReasoningGymTask:
 
     Raises:
         ImportError: where reasoning-gym is not installed, with what to install.
-        ValueError: where the package knows no such task, with the nearest names; or does not take the parameters.
+        ValueError: where the package knows no such task, with names that it does; or does not take the parameters.
     """
 
     stops: tuple[str, ...] = ()
@@ -65,8 +65,10 @@ class ReasoningGymTask:
         except ImportError as error:
             raise ImportError(INSTALL) from error
         if task not in DATASETS:
-            near = get_close_matches(task, ["search", *DATASETS]) or sorted(["search", *DATASETS])
-            raise ValueError(f"there is no task {task!r}; did you mean one of: {', '.join(near)}?")
+            near = get_close_matches(task, ["search", *DATASETS])
+            hint = f"take search, or one of reasoning-gym's, such as {', '.join(PRESETS)}"
+            hint = f"did you mean one of: {', '.join(near)}?" if near else hint
+            raise ValueError(f"there is no task {task!r}; {hint}")
         if not 0 <= mistakes <= 1:
             raise ValueError(f"mistakes is a probability and must be in [0, 1], got {mistakes}")
         preset = PRESETS.get(task, Preset())
