@@ -198,7 +198,7 @@ def _unmoved(answer: Answer, at_floor: bool) -> Alarm | None:
     lower, kl = math.exp(min(answer.fell, 99.0)), math.exp(answer.now)
     return Alarm(
         "kl_unmoved",
-        f"the factor is {lower:.2g} times lower than {answer.reports} KLs ago, and the KL, {kl:.2g}, not even halved: it"
+        f"the factor is {lower:.2g} times lower than {answer.reports} KLs ago and the KL, {kl:.2g}, not even halved: it"
         " does not come of the updates; check that one program measures both of its sides (not the sampler and the"
         " trainer), on the same tokens and without dropout",
     )
