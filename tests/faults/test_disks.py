@@ -34,7 +34,7 @@ def test_a_file_that_others_change(
     harm(path)
     caplog.clear()
     assert before + drive(scheduler, lively(30)[12:]) == whole
-    assert ["others have changed" in record.message for record in caplog.records] == [True]
+    assert sum("others have changed" in record.message for record in caplog.records) == 1
     run = read(path)
     assert [step["step"] for step in run.steps][-18:] == list(range(12, 30))
     assert [decision.factor for decision in replay(run)] == [step["next"] for step in run.steps]
