@@ -251,7 +251,8 @@ def test_further_runs_lie_around_the_edge_that_the_grid_has_shown() -> None:
     table = load()
     for task, (below, at) in AROUND_EDGE.items():
         peaks = table.peaks(task)
-        assert (below, at) == (peaks[peaks.index(at) - 1], table.edge(task))
+        assert (below, at) == (peaks[peaks.index(at) - 1], table.edge(task)) == (below, table.edge(task, epochs=4))
+    assert [part.epochs for part in around_edge(("search",), ("ours", "rsl_rl"), epochs=4)] == [4, 4]
     parts = list(around_edge(("chain_sum", "search_leak"), ("ours",)))
     assert [(part.task, part.seeds, part.peaks) for part in parts] == [("chain_sum", tuple(range(8, 16)), (3e-4, 1e-3))]
 

@@ -124,6 +124,7 @@ def rebuilt() -> dict[Path, str]:
     found, at_large, study = claims(table), claims(large), STUDY.read_text(encoding="utf-8")
     parts = {"arms": profiles.summary(table), "tables": tables(table), "claims": claims_table(found)}
     parts |= {"edge": edge_table(table, load(EDGE)), "evidence": evidence_table(table)}
+    parts |= {"edge at 4 epochs": edge_table(table, load(EDGE), epochs=4)}
     parts |= {"spent": spent_table(table, large), "arms at large": profiles.summary(large)}
     parts |= {"arms at 4 epochs": profiles.summary(table, epochs=4)}
     parts |= {"tables at large": tables(large), "claims at large": claims_table(at_large)}

@@ -10,15 +10,17 @@ from benchmarks.experiments.stability.table import Run, Table, units
 from benchmarks.rebuilding import markdown
 
 
-def edge_table(grid: Table, more: Table) -> str:
+def edge_table(grid: Table, more: Table, epochs: int = 1) -> str:
     """A row for each arm of `more`: area and collapses at each of the peaks, and the collapses of all."""
-    run = {(each.task, each.peak) for each in more.runs}
-    cells = [(task, peak) for task, peaks in AROUND_EDGE.items() for peak in peaks if (task, peak) in run]
-    arms = sorted({run.arm for run in more.runs}, key=lambda arm: ("ours" in arm, arm))
+    runs = [run for run in more.runs if run.epochs == epochs]
+    found = {(run.task, run.peak) for run in runs}
+    cells = [(task, peak) for task, peaks in AROUND_EDGE.items() for peak in peaks if (task, peak) in found]
+    arms = sorted({run.arm for run in runs}, key=lambda arm: ("ours" in arm, arm))
     names = ("arm", *(f"{task} {peak:.0e}" for task, peak in cells), "collapsed", "95 % interval")
-    return markdown(
-        names, [_row(arm, [[*grid.cell(t, arm, p), *more.cell(t, arm, p)] for t, p in cells]) for arm in arms]
-    )
+    rows = [
+        _row(arm, [[*grid.cell(t, arm, p, epochs), *more.cell(t, arm, p, epochs)] for t, p in cells]) for arm in arms
+    ]
+    return markdown(names, rows)
 
 
 def _row(arm: str, cells: list[list[Run]]) -> list[str]:

@@ -179,7 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.tuning and set(args.tasks) - set(TUNING_TASKS):
         args.tasks = TUNING_TASKS
     tasks, arms = tuple(args.tasks), tuple(args.arms)
-    parts = around_edge(tasks, arms) if args.edge else slices(tasks, arms, seeds, args.epochs, args.size)
+    parts = around_edge(tasks, arms, args.epochs) if args.edge else slices(tasks, arms, seeds, args.epochs, args.size)
+    if args.edge and args.size != "small":
+        parser.error(f"--edge --size {args.size}: the further runs around the edge are of the small policies")
     folder = args.results or (EDGE if args.edge else RUNS if args.size == "small" else LARGE)
     until = time.time() + 60 * args.minutes
     sweep(parts, folder, args.backend, args.jobs, args.stack, until, device=args.device)

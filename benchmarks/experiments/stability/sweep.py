@@ -16,8 +16,8 @@ TUNING_TASKS = ("search", "number_sorting")
 HELD_OUT_TASKS = ("spell_backward", "chain_sum")  # written down before their first run; nothing is chosen on them
 VARIANTS = ("search_leak", "sorting_barred")  # in which tokens count that the policy did not sample
 
-# Eight more seeds at the two peaks around each task's edge, one epoch; kept apart from the grid's, where all cells have
-# as many.
+# Eight more seeds at the two peaks around each task's edge, which is the same at one epoch and at four; kept apart from
+# the grid's, where all cells have as many.
 AROUND_EDGE = {
     "search": (1e-3, 3e-3),
     "number_sorting": (3e-4, 1e-3),
@@ -57,9 +57,9 @@ def slices(
                 yield Slice(task, arm, tuple(range(first, min(first + BLOCK, seeds.stop))), epochs, size=size)
 
 
-def around_edge(tasks: tuple[str, ...], arms: tuple[str, ...]) -> Iterator[Slice]:
+def around_edge(tasks: tuple[str, ...], arms: tuple[str, ...], epochs: int = 1) -> Iterator[Slice]:
     """The further runs."""
     for arm in arms:
         for task in tasks:
             if task in AROUND_EDGE:
-                yield Slice(task, arm, tuple(MORE), peaks=AROUND_EDGE[task])
+                yield Slice(task, arm, tuple(MORE), epochs, AROUND_EDGE[task])
