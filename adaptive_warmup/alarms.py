@@ -6,6 +6,7 @@ import math
 from operator import attrgetter
 from typing import NamedTuple, TypeGuard
 
+from adaptive_warmup.quoting import plural
 from adaptive_warmup.signals import NO_MEASUREMENT, Signals
 from adaptive_warmup.statistics import Excess, Level, LogScale, critical_t, slope_t
 
@@ -210,5 +211,5 @@ def _drop(memory: Watch) -> Alarm | None:
     return Alarm(
         "score_drop",
         f"the task reward is at {memory.reward.level:.3g}, down from {memory.reward.best:.3g},"
-        f" for {memory.drop_steps} step{'s' if memory.drop_steps > 1 else ''}: more than its noise explains",
+        f" for {plural(memory.drop_steps, 'step')}: more than its noise explains",
     )

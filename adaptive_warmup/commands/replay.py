@@ -106,8 +106,9 @@ def _stride(rows: int) -> int:
 
 def _keeping(kept: list[Moment], moments: Iterator[Moment], rows: int) -> Iterator[Moment]:
     """The moments, of which those to be drawn are kept: all, or one in so many and the last."""
+    every = _stride(rows)
     for row, moment in enumerate(moments):
-        if row % _stride(rows) == 0 or row == rows - 1:
+        if row % every == 0 or row == rows - 1:
             kept.append(moment)
         yield moment
 

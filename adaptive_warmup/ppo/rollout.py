@@ -125,6 +125,7 @@ def sample_episodes(
 
     training = policy.training
     policy.train(False)
+    some = rows or len(episodes)
     try:
         parts = [
             _write(
@@ -138,7 +139,6 @@ def sample_episodes(
                 generator,
                 value_head,
             )
-            for some in [rows or len(episodes)]
             for start in range(0, len(episodes), some)
         ]
     finally:

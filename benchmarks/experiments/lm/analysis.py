@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from adaptive_warmup.quoting import plural
 from benchmarks.experiments.lm.sweep import ADAPTIVE, ARMS, FIXED, LRS, MATCHED, SEEDS
 from benchmarks.rebuilding import RESULTS, Claim, between, entry, markdown, summary_file, write
 
@@ -76,7 +77,7 @@ def table(means: Losses, count: int) -> str:
     for arm in (*(arm for arm in ARMS if arm not in (ADAPTIVE, MATCHED)), MATCHED, ADAPTIVE):
         cells = [f"{means[arm, lr]:.3f}" for lr in LRS]
         rows.append((arm, *cells, f"{over_lrs(means, arm):.3f}", f"{worst(means, arm):.2f}"))
-    return markdown(names, rows) + f"\nMeans over {count} seed{'s' if count > 1 else ''}.\n"
+    return markdown(names, rows) + f"\nMeans over {plural(count, 'seed')}.\n"
 
 
 def rebuilt() -> dict[Path, str]:

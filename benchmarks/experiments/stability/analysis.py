@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adaptive_warmup.quoting import plural
 from benchmarks.experiments.stability import profiles
 from benchmarks.experiments.stability.claims import SOUND, claims
 from benchmarks.experiments.stability.edge import edge_table
@@ -80,8 +81,9 @@ def figure(table: Table, large: Table) -> str:
 
     A column for each number of epochs, and one for the larger policies.
     """
-    columns = [(table, epochs, "epoch" + "s" * (epochs > 1)) for epochs in _epochs(table)]
-    columns += [(large, epochs, "epoch" + "s" * (epochs > 1) + ", large") for epochs in _epochs(large)]
+    columns = [(table, epochs, "") for epochs in _epochs(table)] + [
+        (large, epochs, ", large") for epochs in _epochs(large)
+    ]
     with drawing("stability"):
         picture = Figure()
         _draw(picture, columns)
@@ -100,7 +102,7 @@ def _draw(picture: Figure, columns: list[tuple[Table, int, str]]) -> None:
         for panel, (table, epochs, words) in zip(row, columns, strict=True):
             if (task, epochs) in table.settings("ratio 0"):
                 _panel(panel, table, task, epochs)
-            panel.set(xscale="log", title=f"{task.replace('_', ' ')}, {epochs} {words}")
+            panel.set(xscale="log", title=f"{task.replace('_', ' ')}, {plural(epochs, 'epoch')}{words}")
             panel.spines[["top", "right"]].set_visible(False)
         row[0].set(ylabel="mean score over the run", ylim=(0, None))
     for panel in axes[-1]:
