@@ -82,21 +82,21 @@ def _unmeasured(config: Config, state: State, watch: Watch, hold: str | None) ->
 
 
 def _stands(config: Config, state: State, signals: Signals) -> bool:
-    """Whether a KL that is reported says that nothing was updated: it is 0, or the lr is, where neither was before.
+    """Whether nothing was updated: the user's schedule is at 0, or the KL is, where it was not before.
 
     Such a step uses up neither the warmup nor what is known. A KL of 0 says so only where the one before was plainly
     above what rounds to 0, and for no longer than a nominal warmup; a clip fraction of 0 never does.
     """
-    if not is_finite(signals.kl) or signals.kl < 0.0 or signals.kl_lr is not None or not state.law.get("count"):
-        return False
     if signals.lr_scale <= _NO_UPDATE:
         return True
+    if not is_finite(signals.kl) or signals.kl < 0.0 or signals.kl_lr is not None or not state.law.get("count"):
+        return False
     plain = signals.kl_source != "clip_fraction" and state.law.get("last", 0.0) > _PLAIN
     return signals.kl <= NO_MEASUREMENT and plain and state.law["silent"] < _patience(config, state)
 
 
 def _still(state: State, signals: Signals, hold: str | None) -> Move:
-    ceiling = gain(state).factor_for(state.law["target"])
+    ceiling = gain(state).factor_for(state.law["target"]) if state.law.get("count") else None
     memory = state.law if signals.lr_scale <= _NO_UPDATE else {**state.law, "silent": state.law["silent"] + 1}
     why = hold or f"no update: holding at {state.factor:.2g}"
     return Move(state.factor, memory, (why,), ceiling, held=True, clock=state.clock)

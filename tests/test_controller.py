@@ -213,10 +213,21 @@ def test_the_users_schedule_shapes_the_kl_budget() -> None:
     assert decision.factor == pytest.approx(0.3, rel=1e-6)
 
 
-def test_a_schedule_at_zero_is_no_evidence() -> None:
-    config = Config(10)
-    _, decision = controller.step(config, controller.start(config), Signals(kl=1e-3, lr_scale=0.0))
-    assert decision.factor == 0.2
+@pytest.mark.parametrize("heard", [{}, {"kl": 1e-3}, {"kl": 0.0}, {"kl": math.nan}, {"grad_norm": 1.0}])
+def test_a_schedule_at_zero_is_no_evidence_and_uses_up_no_warmup(heard: dict[str, float]) -> None:
+    frozen = [Signals(lr_scale=0.0, **heard)] * 30
+    held = decide(Config(10), frozen)
+    assert {decision.factor for decision in held} == {0.1}
+    assert "no update: holding at 0.1" in held[0].reasons or "kl is nan: holding at 0.1" in held[0].reasons
+    thawed = decide(Config(10), [*frozen, *[Signals()] * 9])
+    assert [decision.factor for decision in thawed[30:]] == pytest.approx([n / 10 for n in range(2, 11)])
+
+
+def test_a_schedule_that_comes_to_zero_holds_what_is_known() -> None:
+    config = steady(10)
+    known = decide(config, [Signals(kl=0.04)] * 5)[-1]
+    after = decide(config, [*[Signals(kl=0.04)] * 5, *[Signals(lr_scale=0.0)] * 50])[-1]
+    assert (after.factor, after.ceiling) == (known.factor, known.ceiling)
 
 
 def test_guard_hands_over_or_goes_on_guarding() -> None:

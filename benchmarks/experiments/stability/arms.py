@@ -23,7 +23,7 @@ from benchmarks.experiments.stability.peers import (
     kl_adaptive,
     updates,
 )
-from benchmarks.experiments.stability.table import load
+from benchmarks.experiments.stability.table import EDGE, RUNS, load
 
 
 def ratio(share: float, decay: bool = False) -> Arm:
@@ -85,7 +85,7 @@ def replayed(plan: Plan) -> Driver:
 
 def _recorded(plan: Plan, seed: int) -> np.ndarray:
     """The rates of our own run, which must have been made before its controls."""
-    runs = load().cell(plan.task, "ours", plan.peak, plan.epochs)
+    runs = [run for folder in (RUNS, EDGE) for run in load(folder).cell(plan.task, "ours", plan.peak, plan.epochs)]
     return next(run.rates for run in runs if run.seed == seed)
 
 

@@ -14,7 +14,7 @@ import os
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,16 @@ def run(
     return [{name: values[owners == number] for name, values in told.items()} for number in range(len(parts))]
 
 
-def stacks(parts: Iterable[Slice], most: int) -> list[list[Slice]]:
-    """The slices in stacks of up to `most` that differ in nothing but the arm."""
+def stacks(parts: Iterable[Slice], most: int) -> Iterator[list[Slice]]:
+    """The slices in stacks of up to `most` that differ in nothing but the arm, each as soon as it is full."""
     alike: dict[object, list[Slice]] = defaultdict(list)
     for part in parts:
-        alike[part.seeds, part.task, part.epochs, part.peaks, part.size, _optimizer(part)].append(part)
-    return [each[first : first + most] for each in alike.values() for first in range(0, len(each), most)]
+        stack = alike[part.seeds, part.task, part.epochs, part.peaks, part.size, _optimizer(part)]
+        stack.append(part)
+        if len(stack) == most:
+            yield stack.copy()
+            stack.clear()
+    yield from filter(None, alike.values())
 
 
 def _optimizer(part: Slice) -> type[torch.optim.Optimizer]:
