@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from adaptive_warmup.ppo.config import PPOConfig
 from adaptive_warmup.ppo.environment import Environment, Problem, Split
 from adaptive_warmup.ppo.generators import draw_seed, resume
-from adaptive_warmup.ppo.model import ActorCritic, ValueHead, ValueModel, check_apart, check_padding
+from adaptive_warmup.ppo.model import ActorCritic, ValueHead, ValueModel, check_apart, check_padding, check_vocabulary
 from adaptive_warmup.ppo.rollout import Rollout, rollout
 from adaptive_warmup.ppo.update import Batch, assess, mini_batch_losses, mini_batches, policy_kl, rollout_metrics
 from adaptive_warmup.quoting import plural
@@ -47,7 +47,8 @@ class PPO:
             `AdaptiveWarmup`, is told first what the step was like. By default the rates stay as they are.
 
     Raises:
-        ValueError: models share parameters that one of them trains, or the policy takes padding for text.
+        ValueError: models share parameters that one of them trains, reference or critic knows fewer tokens than the
+            policy, or the policy takes padding for text.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class PPO:
         scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     ) -> None:
         check_apart(policy, reference, critic)
+        check_vocabulary(len(tokenizer), policy, reference, critic)
         check_padding(policy)
         self.config, self.environment, self.tokenizer = config, environment, tokenizer
         self.policy, self.reference = policy, reference.train(False).requires_grad_(False)

@@ -118,6 +118,24 @@ def check_apart(policy: nn.Module, reference: object = None, critic: object = No
         )
 
 
+def check_vocabulary(tokens: int, policy: PreTrainedModel, reference: object = None, critic: object = None) -> None:
+    """Raise ValueError where reference or critic knows fewer tokens than the policy has of a tokenizer with `tokens`.
+
+    What an embedding has beyond the tokenizer's is padding, and may differ.
+    """
+    needed = min(tokens, _vocabulary(policy))
+    for name, model in ("reference", reference), ("critic", getattr(critic, "backbone", None)):
+        if isinstance(model, PreTrainedModel) and _vocabulary(model) < needed:
+            raise ValueError(
+                f"the {name} knows {_vocabulary(model)} tokens, and the policy may write {needed}: give one with the"
+                f" policy's vocabulary, or call its resize_token_embeddings({needed})"
+            )
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
 def _identities(model: object) -> set[int]:
     return {id(parameter) for parameter in model.parameters()} if isinstance(model, nn.Module) else set()
 

@@ -34,7 +34,7 @@ from adaptive_warmup.integrations.ppo_trainer.sharding import check_plugin, plac
 from adaptive_warmup.ppo.cache import check_adapter
 from adaptive_warmup.ppo.environment import Environment
 from adaptive_warmup.ppo.generators import draw_seed
-from adaptive_warmup.ppo.model import ValueHead, ValueModel, check_apart, check_padding
+from adaptive_warmup.ppo.model import ValueHead, ValueModel, check_apart, check_padding, check_vocabulary
 from adaptive_warmup.ppo.update import mini_batch_losses, policy_kl
 
 _PRESENT = ("episode", "value_lr")  # logged as they are now
@@ -108,6 +108,7 @@ class PPOTrainer(RolloutTrainer):
         reference = make_reference(ref_model, policy, init)
         critic = make_critic(value_model, policy, init)
         check_apart(policy, reference, critic)
+        check_vocabulary(len(tokenizer), policy, reference, critic)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = _senses(policy, critic)
         super().__init__(

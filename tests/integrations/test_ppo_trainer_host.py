@@ -339,6 +339,14 @@ def test_models_given_twice_are_refused(tmp_path: Path, parts: dict[str, Any], w
         make(tmp_path, both[0], parts=given)
 
 
+@pytest.mark.parametrize(("part", "name"), [("ref_model", "reference"), ("value_model", "critic")])
+def test_models_of_fewer_tokens_are_refused(tmp_path: Path, part: str, name: str) -> None:
+    small = model()
+    small.resize_token_embeddings(200)
+    with pytest.raises(ValueError, match=f"the {name} knows 200 tokens, and the policy may write 264"):
+        make(tmp_path, parts={part: small})
+
+
 def test_reward_functions_of_one_name_count_each(tmp_path: Path) -> None:
     one, two = (lambda completions, worth=worth, **_: [worth] * len(completions) for worth in (1.0, 0.5))
     trainer = make(tmp_path, parts={"reward_funcs": [one, two]}, max_steps=1)

@@ -317,6 +317,18 @@ def test_models_that_one_trains_and_another_holds_must_be_apart(make_policy, tok
         PPO(PPOConfig(), make_policy().requires_grad_(False), other, copy_task, tokenizer)
 
 
+def test_a_reference_or_critic_of_fewer_tokens_is_refused_and_padding_is_no_token(make_policy, tokenizer, copy_task):
+    policy, small, padded = make_policy(), make_policy(), make_policy()
+    small.resize_token_embeddings(len(tokenizer) - 1)
+    policy.resize_token_embeddings(len(tokenizer) + 8)
+    says = rf"knows {len(tokenizer) - 1} tokens, and the policy may write {len(tokenizer)}: give one with the"
+    with pytest.raises(ValueError, match=f"the reference {says}"):
+        PPO(PPOConfig(), policy, small, copy_task, tokenizer)
+    with pytest.raises(ValueError, match=f"the critic {says}"):
+        PPO(PPOConfig(), policy, padded, copy_task, tokenizer, ValueModel(small.base_model))
+    PPO(PPOConfig(), policy, padded, copy_task, tokenizer)
+
+
 @pytest.mark.parametrize("logit", [-200.0, -math.inf])
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])
 def test_an_inserted_token_that_the_policy_rules_out_is_in_no_gradient(make_ppo, tool_task, kl_in, logit):
