@@ -101,6 +101,7 @@ ARMS: dict[str, Arm] = {
     "ratio 0.03 cosine": ratio(0.03, decay=True),
     "ratio 0.1 cosine": ratio(0.1, decay=True),
     "ratio 0.285 cosine": ratio(0.285, decay=True),
+    "ratio 0.95 cosine": ratio(0.95, decay=True),
     "untuned": untuned,
     "KLAdaptiveLR": kl_adaptive(1.0, None, None),
     "rsl_rl": kl_adaptive(0.1, 1e-3, 1.0),

@@ -14,7 +14,7 @@ from benchmarks.rebuilding import Claim, entry
 
 SOUND = (*TUNING_TASKS, *HELD_OUT_TASKS)  # the tasks whose KL is right
 CONSTANT = ("ratio 0", "ratio 0.03", "ratio 0.1", "ratio 0.285", "ratio 0.95")
-FIXED = (*CONSTANT, "ratio 0 cosine", "ratio 0.03 cosine", "ratio 0.1 cosine", "ratio 0.285 cosine")
+FIXED = (*CONSTANT, *(f"{ratio} cosine" for ratio in CONSTANT))
 OURS = ("ours", "ours cosine")
 RULE = "rsl_rl"
 HINDSIGHT = "the best fixed schedule at this peak or a lower one, in hindsight"
