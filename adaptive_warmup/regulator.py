@@ -123,7 +123,11 @@ class Regulator:
         return self.decision
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next decisions depend on, as plain scalars, lists and dicts."""
+        """Everything that the next decisions depend on, as plain scalars, lists and dicts.
+
+        `torch.distributed.checkpoint` takes dicts apart and loads no key that a new regulator has not yet: give it a
+        tuple, `(regulator.state_dict(),)`.
+        """
         return sealed(
             {
                 "config": asdict(self.config),

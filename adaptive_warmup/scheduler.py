@@ -134,7 +134,11 @@ class AdaptiveWarmup(LRScheduler):
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain scalars and lists (`torch.load(weights_only=True)` takes it), the wrapped schedule's state within."""
+        """Plain scalars, lists and tuples (`torch.load(weights_only=True)` takes it), the wrapped schedule's within.
+
+        Dicts lie in tuples, which `torch.distributed.checkpoint` keeps whole. It takes dicts apart, and of those it
+        loads no key that the new scheduler's has not yet.
+        """
         return sealed(
             {
                 "last_epoch": self.last_epoch,
@@ -143,8 +147,8 @@ class AdaptiveWarmup(LRScheduler):
                 "_last_lr": [float(lr) for lr in self._last_lr],
                 **self._lrs.state(),
                 "make": self._make,
-                "regulators": [regulator.state_dict() for regulator in self._regulators],
-                "schedule": deepcopy(self._schedule.state_dict()) if self._schedule else None,
+                "regulators": tuple(regulator.state_dict() for regulator in self._regulators),
+                "schedule": (deepcopy(self._schedule.state_dict()),) if self._schedule else None,
             }
         )
 
@@ -167,7 +171,8 @@ class AdaptiveWarmup(LRScheduler):
             regulators.append(Regulator(self._regulators[min(index, len(self._regulators) - 1)].config))
             regulators[index].load_state_dict(state)
         if self._schedule:
-            self._schedule.load_state_dict(deepcopy(saved["schedule"]))
+            theirs = saved["schedule"]
+            self._schedule.load_state_dict(deepcopy(theirs if isinstance(theirs, dict) else theirs[0]))  # bare once
         self._regulators = regulators
         self.last_epoch, self._step_count = saved["last_epoch"], saved["_step_count"]
         self.base_lrs, self._last_lr = list(saved["base_lrs"]), list(saved["_last_lr"])
