@@ -64,8 +64,8 @@ class Regulator:
 
         Raises:
             TypeError: an unknown signal, or a value that is no number.
-            ValueError: an array or tensor of more than one element; an unknown `kl_source`; a step that is still to
-                come. Nothing is taken in then.
+            ValueError: an array or tensor of more than one element, or in parts on several processes; an unknown
+                `kl_source`; a step that is still to come. Nothing is taken in then.
         """
         taken = checked(kl_source, of_step, **signals)
         if of_step is not None:
@@ -240,6 +240,9 @@ def _taken(name: str, value: Any) -> Any:
     shape = tuple(getattr(value, "shape", ()))
     if any(n != 1 for n in shape):
         raise ValueError(f"signal {name!r} has shape {shape}: report one number, such as its mean.")
+    parts = [part for part in getattr(value, "placements", ()) if not part.is_replicate()]  # of torch's DTensor
+    if parts:  # its `item` is this process's own part, another one in each
+        raise ValueError(f"signal {name!r} is in parts on several processes, {parts}: report its full_tensor().")
     if hasattr(value, "detach") and value.device.type != "cpu":
         return value.detach().clone()  # a copy, since the caller may go on writing into it
     try:
