@@ -322,6 +322,39 @@ def test_restart_forgets_everything_and_may_begin_later() -> None:
     assert (regulator.decision.step, regulator.decision.factor) == (4, 0.5)
 
 
+@pytest.mark.parametrize("kl", [0.0, -0.02])
+def test_kls_that_never_measure_are_told_of_once(kl: float, caplog: pytest.LogCaptureFixture) -> None:
+    regulator = Regulator(Config(10))
+    for _ in range(20):
+        assert not caplog.messages or regulator.decision.step >= 8
+        regulator.observe(kl=kl)
+        regulator.decide()
+    (message,) = caplog.messages
+    assert message.startswith(f"the KL was reported 8 times, and never above zero (now {kl:.3g}): so there is no ceil")
+    assert regulator.decision.factor == 1.0
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"kl": 1e-6}, *[{"kl": 0.0}] * 20],  # one has measured
+        [{"kl": 0.0, "kl_source": "clip_fraction"}] * 20,  # where nothing is clipped, as it should be
+        [{"kl": math.nan}] * 20,
+        [{}] * 20,
+    ],
+)
+def test_of_other_kls_that_is_not_said(steps: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
+    regulator, frozen, blind = Regulator(Config(10)), Regulator(Config(10)), Regulator(Config(10, law="linear"))
+    for signals in steps:
+        regulator.observe(**signals)
+        regulator.decide()
+        frozen.observe(kl=0.0)
+        frozen.decide(lr_scale=0.0)
+        blind.observe(kl=0.0)
+        blind.decide()
+    assert "never above zero" not in caplog.text
+
+
 def test_an_alarm_is_logged_when_it_begins_and_not_while_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
     regulator = Regulator(Config(10))
     for kl in (math.nan, math.nan, 0.001, math.nan):
