@@ -168,7 +168,8 @@ class Regulator:
         if self._void == _VOID and self.config.law != "linear":
             _log.warning(
                 "the KL was reported %d times, and never above zero (now %.3g): so there is no ceiling, and the pace is"
-                " nominal; report KL(policy before the step || after it), measured after its last update",
+                " nominal; report KL(policy before the step || after it), measured after its last update, and check"
+                " that the updates change the weights (bf16 rounds small ones away)",
                 self._void,
                 kl,
             )
