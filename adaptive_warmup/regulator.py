@@ -18,11 +18,12 @@ from adaptive_warmup import controller, feedforward, ramp
 from adaptive_warmup.alarms import Alarm, is_finite
 from adaptive_warmup.controller import Config, Decision
 from adaptive_warmup.quoting import quoted
-from adaptive_warmup.signals import NAMES, Signals, check_name, check_source
+from adaptive_warmup.signals import NAMES, NO_MEASUREMENT, Signals, check_name, check_source
 
 _log = logging.getLogger("adaptive_warmup")
 _KNOWN = frozenset(NAMES)
 _WHOLE = 0.9  # of its lr: a step whose updates had as much in the mean is not a cut one
+_VOID = 8  # KLs at the start of a run that measure nothing, until that is said
 REACH = 64  # steps back that a late KL may be of
 
 
@@ -50,6 +51,7 @@ class Regulator:
         # The lrs of the latest steps as multiples of base_lr; 0 where a KL has come, or would say nothing of the lr.
         self._lrs: deque[float] = deque(maxlen=REACH)
         self._dated = False  # said once that a KL came too late
+        self._void: int | None = 0  # KLs so far that measured nothing; None: one has measured
 
     def observe(self, kl_source: str | None = None, of_step: int | None = None, **signals: Any) -> None:
         """Take in any subset of the signals of `Signals`; of one reported twice before a decision the last counts.
@@ -64,8 +66,8 @@ class Regulator:
 
         Raises:
             TypeError: an unknown signal, or a value that is no number.
-            ValueError: an array or tensor of more than one element; an unknown `kl_source`; a step that is still to
-                come. Nothing is taken in then.
+            ValueError: an array or tensor of more than one element, or in parts on several processes; an unknown
+                `kl_source`; a step that is still to come. Nothing is taken in then.
         """
         taken = checked(kl_source, of_step, **signals)
         if of_step is not None:
@@ -114,6 +116,7 @@ class Regulator:
         told = cut or timely or not ramp.measurable(lr_scale)
         self._lrs.append(0.0 if told else self.state.factor * lr_scale)
         self.signals = Signals(lr_scale=lr_scale, **read)
+        self._tell_of_void(self.signals)
         before, self.before = self.decision, self.state
         self.state, self.decision = controller.step(self.config, self.state, self.signals)
         self._waiting, self._cuts = {}, []
@@ -123,7 +126,11 @@ class Regulator:
         return self.decision
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next decisions depend on, as plain scalars, lists and dicts."""
+        """Everything that the next decisions depend on, as plain scalars, lists and dicts.
+
+        `torch.distributed.checkpoint` takes dicts apart and loads no key that a new regulator has not yet: give it a
+        tuple, `(regulator.state_dict(),)`.
+        """
         return sealed(
             {
                 "config": asdict(self.config),
@@ -150,6 +157,22 @@ class Regulator:
         self.state, self.before, self.decision, self.signals = state, state, decision, None
         self._waiting, self._cuts = dict(content["waiting"]), list(content["cuts"])
         self._lrs = deque(content.get("lrs", ()), maxlen=REACH)  # states of before there were late KLs have none
+        self._void = None if state.law else 0
+
+    def _tell_of_void(self, signals: Signals) -> None:
+        """Say so where KLs are reported and none measures: without a ceiling, what was to be watched is not."""
+        kl, may_be_0 = signals.kl, signals.kl_source == "clip_fraction" or not ramp.measurable(signals.lr_scale)
+        if self._void is None or may_be_0 or not is_finite(kl):
+            return
+        self._void = self._void + 1 if kl <= NO_MEASUREMENT else None
+        if self._void == _VOID and self.config.law != "linear":
+            _log.warning(
+                "the KL was reported %d times, and never above zero (now %.3g): so there is no ceiling, and the pace is"
+                " nominal; report KL(policy before the step || after it), measured after its last update, and check"
+                " that the updates change the weights (bf16 rounds small ones away)",
+                self._void,
+                kl,
+            )
 
     def _date(self, taken: dict[str, Any]) -> None:
         """Note the lr of the step that a KL is of; take the KL out where that is not known, or has a KL."""
@@ -236,6 +259,9 @@ def _taken(name: str, value: Any) -> Any:
     shape = tuple(getattr(value, "shape", ()))
     if any(n != 1 for n in shape):
         raise ValueError(f"signal {name!r} has shape {shape}: report one number, such as its mean.")
+    parts = [part for part in getattr(value, "placements", ()) if not part.is_replicate()]  # of torch's DTensor
+    if parts:  # its `item` is this process's own part, another one in each
+        raise ValueError(f"signal {name!r} is in parts on several processes, {parts}: report its full_tensor().")
     if hasattr(value, "detach") and value.device.type != "cpu":
         return value.detach().clone()  # a copy, since the caller may go on writing into it
     try:

@@ -18,7 +18,7 @@ from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.groups import GroupLrs
 from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.quoting import quoted
-from adaptive_warmup.regulator import Regulator, opened, sealed
+from adaptive_warmup.regulator import Regulator, checked, opened, sealed
 from adaptive_warmup.schedules import Shares, nominal_warmup, peak_lrs, scheduled_lrs, unwrap
 
 _log = logging.getLogger("adaptive_warmup")
@@ -106,17 +106,24 @@ class AdaptiveWarmup(LRScheduler):
                 step -= younger  # a group that was added counts from then on
             regulator.observe(of_step=step, **signals)
 
-    def check_gradient(self, grad_norm: float, group: int | None = None) -> float:
+    def check_gradient(self, grad_norm: float | None, group: int | None = None) -> float:
         """Cut the lr of the coming update if its gradient is an outlier. Optional; between clipping and the update.
 
         Args:
-            grad_norm: L2 norm before clipping, as a float: the caller pays for reading it. `group` as in `observe`. It
+            grad_norm: L2 norm before clipping, as a float: the caller pays for reading it. None: not known, no cut. It
                 is held against the norms that are observed: where a step has many updates, observe one of theirs.
+            group: as in `observe`.
 
         Returns:
             What the lr was multiplied by, in (0, 1]. `step()` restores it.
+
+        Raises:
+            TypeError, ValueError: what is no number, as `observe`; an index that is no group.
         """
-        cuts = {regulator: regulator.cut(float(grad_norm)) for regulator in self._chosen(group)}
+        chosen, known = self._chosen(group), checked(grad_norm=grad_norm)
+        if not known:
+            return 1.0
+        cuts = {regulator: regulator.cut(float(known["grad_norm"])) for regulator in chosen}
         self._lrs.see_moves(self.base_lrs, self._factor)
         for index, lr in enumerate(self._lrs.scheduled):
             if (regulator := self._of(index)) in cuts:
@@ -134,7 +141,11 @@ class AdaptiveWarmup(LRScheduler):
         return [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain scalars and lists (`torch.load(weights_only=True)` takes it), the wrapped schedule's state within."""
+        """Plain scalars, lists and tuples (`torch.load(weights_only=True)` takes it), the wrapped schedule's within.
+
+        Dicts lie in tuples, which `torch.distributed.checkpoint` keeps whole. It takes dicts apart, and of those it
+        loads no key that the new scheduler's has not yet.
+        """
         return sealed(
             {
                 "last_epoch": self.last_epoch,
@@ -143,8 +154,8 @@ class AdaptiveWarmup(LRScheduler):
                 "_last_lr": [float(lr) for lr in self._last_lr],
                 **self._lrs.state(),
                 "make": self._make,
-                "regulators": [regulator.state_dict() for regulator in self._regulators],
-                "schedule": deepcopy(self._schedule.state_dict()) if self._schedule else None,
+                "regulators": tuple(regulator.state_dict() for regulator in self._regulators),
+                "schedule": (deepcopy(self._schedule.state_dict()),) if self._schedule else None,
             }
         )
 
@@ -167,7 +178,8 @@ class AdaptiveWarmup(LRScheduler):
             regulators.append(Regulator(self._regulators[min(index, len(self._regulators) - 1)].config))
             regulators[index].load_state_dict(state)
         if self._schedule:
-            self._schedule.load_state_dict(deepcopy(saved["schedule"]))
+            theirs = saved["schedule"]
+            self._schedule.load_state_dict(deepcopy(theirs if isinstance(theirs, dict) else theirs[0]))  # bare once
         self._regulators = regulators
         self.last_epoch, self._step_count = saved["last_epoch"], saved["_step_count"]
         self.base_lrs, self._last_lr = list(saved["base_lrs"]), list(saved["_last_lr"])

@@ -80,11 +80,16 @@ def nominal_warmup(warmup_steps: int | Sequence[int] | None, schedule: LRSchedul
         raise ValueError("warmup_steps is missing and no schedule with a warmup was given: say warmup_steps=100.")
     if warmup_steps is not None and inner:
         _log.warning("the schedule's own warmup of %d steps is replaced by warmup_steps=%s", inner, warmup_steps)
-    if schedule and _begins_low(schedule):
+    tell_of_second_warmup(schedule)
+    return inner if warmup_steps is None else warmup_steps
+
+
+def tell_of_second_warmup(schedule: Any) -> None:
+    """A warning where a schedule seems to have a warmup that we cannot take out of it."""
+    if isinstance(schedule, LRScheduler) and not wants_a_metric(schedule) and _begins_low(schedule):
         remedy = "; if its lambda returns whole lrs, give the optimizer the peak lr, and let it return shares of that"
         words = "%s begins below its peak: if it warms up, it and this warmup multiply%s"
         _log.warning(words, type(schedule).__name__, remedy if isinstance(schedule, LambdaLR) else "")
-    return inner if warmup_steps is None else warmup_steps
 
 
 def _begins_low(schedule: LRScheduler) -> bool:

@@ -76,7 +76,7 @@ class AcceleratedWarmup:
         """
         self.scheduler.observe(group=group, **signals)
 
-    def check_gradient(self, grad_norm: float, group: int | None = None) -> float:
+    def check_gradient(self, grad_norm: float | None, group: int | None = None) -> float:
         """As `AdaptiveWarmup.check_gradient`, with a norm that is the same in all processes."""
         return self.scheduler.check_gradient(grad_norm, group)
 

@@ -22,6 +22,7 @@ from adaptive_warmup.schedules import (
     default_warmup_steps,
     peak_lrs,
     scheduled_lrs,
+    tell_of_second_warmup,
     wants_a_metric,
     write_lrs,
 )
@@ -38,6 +39,7 @@ def nominal_warmup(ours: int | None, schedule: Any, args: TrainingArguments, max
     source = "the callback's setting" if ours else "the Trainer's warmup_steps" if theirs else "a tenth of the run"
     replaced = f"; replaces the Trainer's ramp of {plural(ramp, 'step')}" if ramp else ""
     _log.info("nominal warmup %s (%s)%s", plural(steps, "step"), source, replaced)
+    tell_of_second_warmup(schedule)
     return steps
 
 

@@ -87,6 +87,8 @@ class AdaptiveWarmupCallback(TrainerCallback):
         self._keys = own_keys(signals)
         self._reader = TrainerSignals(self._keys)
         self.regulator: Regulator | None = None
+        if log is not None:
+            DecisionLog.of(log)  # what is no log fails here; the run's own is made in train(), where its lr is known
         self._log_to, self._log = log, cast("DecisionLog | None", None)
         self._waiting: list[dict[str, Any]] = []
         self._untap = ExitStack()
@@ -207,18 +209,23 @@ class AdaptiveWarmupCallback(TrainerCallback):
 
     def on_log(self, *args: Any, model: Any = None, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Take in what the trainer says in its training logs only; while it evaluates, its model is not training."""
-        if self.regulator and getattr(model, "training", True):
-            self.regulator.supply(**self._reader.logged(logs or {}))
+        if self._running and getattr(model, "training", True):
+            self._regulator.supply(**self._reader.logged(logs or {}))
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
         """Leave no step open where a callback has cut the epoch short within one."""
-        if self.regulator:
+        if self._running:
             self._lrs.put_back()
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """Leave the Trainer as it was; what is observed from now on is for its next training."""
+        """Leave the Trainer as it was; what is observed from now on is for its next training.
+
+        And let go of it: whoever keeps the callback for its decisions does not keep a model on an accelerator.
+        """
         self._untap.close()
-        self._running = False
+        self._running, self._probe = False, None
+        self._reader.release()
+        vars(self).pop("_lrs", None)
 
     @property
     def _regulator(self) -> Regulator:

@@ -185,7 +185,8 @@ def _examples(inputs: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
 def _joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """The rows of all micro-batches, padded on the right; only the first one's where it is not known how to pad."""
     first = batches[0]
-    if first.keys() - _PADDING or first.keys() <= {"input_ids"}:
+    by_token = all(tensor.dim() == 2 for tensor in first.values())  # labels of whole rows are not
+    if first.keys() - _PADDING or first.keys() <= {"input_ids"} or not by_token:
         return first
     width = max(batch["input_ids"].shape[1] for batch in batches)
 

@@ -13,7 +13,8 @@ import copy
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 
-from adaptive_warmup.controller import Config, Decision
+from adaptive_warmup.controller import Config, Decision, check_settings
+from adaptive_warmup.history import DecisionLog
 from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.regulator import Regulator
 
@@ -35,10 +37,10 @@ class AdaptiveWarmupCallback(BaseCallback):
     """Adaptive warmup: `model.learn(100_000, callback=AdaptiveWarmupCallback(warmup_steps=10, target_kl=0.02))`.
 
     A step is one `train()`: all the updates on one rollout. Reads of each the policy KL (k3, nats per action, over the
-    rollout, after the last update), for one forward pass over it; the mean return of the episodes that ended in it (of
-    environments in a `Monitor`); loss, clip fraction and explained variance. Where the rollout buffer is of a kind of
-    its own (recurrent or masked policies) the KL is `train/approx_kl`. Off-policy algorithms have none: their warmup
-    goes by return and loss.
+    rollout, after the last update), for one forward pass over it, in parts of the size of a mini-batch; the mean return
+    of the episodes that ended in it (of environments in a `Monitor`); loss, clip fraction and explained variance. Where
+    the rollout buffer is of a kind of its own (recurrent or masked policies) the KL is `train/approx_kl`. Off-policy
+    algorithms have none: their warmup goes by return and loss.
 
     Logs `adaptive_warmup/*` (`integrations/figures.py`) beside the `train/*` of the same updates. `model.save` saves
     the state, as `model.adaptive_warmup`; on a model that has it, loaded or trained before, any callback goes on there.
@@ -46,15 +48,21 @@ class AdaptiveWarmupCallback(BaseCallback):
 
     Args:
         warmup_steps: the nominal warmup, in `train()`s.
+        log: a `DecisionLog`, or the path of one, to write each step into.
         settings: those of `Config` by name.
 
     Raises:
-        TypeError, ValueError: a setting that is unknown or out of range; as `learn` begins, two of these on a model.
+        TypeError, ValueError: a setting that is unknown or out of range; as `learn` begins, two of these on a model, or
+            a log of another run.
     """
 
-    def __init__(self, warmup_steps: int, **settings: Any) -> None:
+    def __init__(self, warmup_steps: int, *, log: DecisionLog | Path | str | None = None, **settings: Any) -> None:
         super().__init__()
+        check_settings(settings)
         self.regulator = Regulator(Config(warmup_steps, **settings))
+        if log is not None:
+            DecisionLog.of(log)  # what is no log fails here; the run's own is made in learn(), where its lr is known
+        self._log_to, self._log = log, cast("DecisionLog | None", None)
         self._returns: list[float] = []  # of the episodes that ended in the rollout
         self._rollout: tuple[Any, Any, Any] | None = None
 
@@ -78,6 +86,9 @@ class AdaptiveWarmupCallback(BaseCallback):
         self._peak = max(self._schedule(k / 100) for k in range(101))
         if self._schedule(1.0) < 0.999 * self._peak:
             _log.warning("the model's lr schedule begins below its peak: if it warms up, it and this warmup multiply")
+        if self._log_to is not None:
+            self._log = DecisionLog.of(self._log_to, lr=self._peak)
+            self._log.open(self.regulator.config)
         self.model.lr_schedule = _Warmed(self._schedule, self.regulator, self.model)
         self._updates = self.model._n_updates
         self._returns, self._rollout = [], None
@@ -108,6 +119,8 @@ class AdaptiveWarmupCallback(BaseCallback):
         self._returns, self._rollout = [], None
         scheduled = self._schedule(self.model._current_progress_remaining)
         self.regulator.decide(scheduled / self._peak if self._peak else 0.0)
+        if self._log:
+            self._log.write(self.regulator, lr=scheduled * used.factor)
         setattr(self.model, _KEY, self.regulator.state_dict())
         for name, value in figures(self.regulator.config, used).items():
             self.logger.record(name, value)
@@ -121,14 +134,21 @@ class AdaptiveWarmupCallback(BaseCallback):
         if self._rollout is None:  # what is logged: from the second epoch on, after an epoch's worth of updates
             source = self._source() if getattr(self.model, "n_epochs", 1) > 1 else "in_loop"
             return {"kl": self.logger.name_to_value.get("train/approx_kl"), "kl_source": source}
-        observations, actions, log_probs = (obs_as_tensor(_flat(part), self.model.device) for part in self._rollout)
+        self.model.policy.set_training_mode(False)
+        rollout = tuple(_flat(part) for part in self._rollout)
+        rows = len(rollout[-1])
+        size = getattr(self.model, "batch_size", rows)  # what the updates have shown to fit into memory
+        with torch.no_grad():
+            kls = [self._k3(*(_cut(part, slice(at, at + size)) for part in rollout)) for at in range(0, rows, size)]
+        return {"kl": torch.cat(kls).mean(), "kl_source": self._source()}
+
+    def _k3(self, *part: Any) -> torch.Tensor:
+        observations, actions, log_probs = (obs_as_tensor(values, self.model.device) for values in part)
         if isinstance(self.model.action_space, spaces.Discrete):
             actions = actions.long().flatten()  # type: ignore[union-attr]
         policy: Any = self.model.policy
-        policy.set_training_mode(False)
-        with torch.no_grad():
-            log_ratio = policy.evaluate_actions(observations, actions)[1] - log_probs
-            return {"kl": (log_ratio.exp() - 1.0 - log_ratio).mean(), "kl_source": self._source()}
+        log_ratio: torch.Tensor = policy.evaluate_actions(observations, actions)[1] - log_probs
+        return log_ratio.exp() - 1.0 - log_ratio
 
     def _source(self) -> str:
         """After the last update on the rollout, and after how many, if that is known."""
@@ -162,3 +182,8 @@ def _flat(rollout: Any) -> Any:
     if isinstance(rollout, dict):
         return {name: _flat(values) for name, values in rollout.items()}
     return rollout.reshape(-1, *rollout.shape[2:])
+
+
+def _cut(rollout: Any, rows: slice) -> Any:
+    """Some rows of what `_flat` gives."""
+    return {name: values[rows] for name, values in rollout.items()} if isinstance(rollout, dict) else rollout[rows]

@@ -45,6 +45,10 @@ class TrainerSignals:
         """Whether the trainer measures by itself how far it moved the policy, after its updates."""
         return any(row.signal == "kl" and row.source == "post_update" and row.trainers for row in self._rows)
 
+    def release(self) -> None:
+        """The training is done: let go of the trainer; `sources` stays."""
+        self._trainer, self._marks = None, {}
+
     def begin(self) -> None:
         """A step begins: what is in the lists now is of earlier ones."""
         self._marks = {key: (values, len(values)) for key, values in self._lists()}

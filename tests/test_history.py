@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -283,6 +284,32 @@ def test_what_cannot_be_a_log(tmp_path: Path) -> None:
         DecisionLog(tmp_path / "a.jsonl", max_bytes=0)
     with pytest.raises(TypeError, match="not JSON serializable"):
         DecisionLog(tmp_path / "a.jsonl", thing=object())
+    for log in (True, 3, b"a.jsonl"):
+        with pytest.raises(TypeError, match=re.escape(f"log={log!r}: give a path, such as 'run.jsonl'")):
+            DecisionLog.of(log)
+
+
+def test_a_process_that_moves_elsewhere_goes_on_in_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    regulator = Regulator(Config(5))
+    with DecisionLog("run.jsonl", regulator.config) as log:
+        for _ in range(3):
+            regulator.decide()
+            log.write(regulator, lr=0.1)
+            monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(read(tmp_path / "run.jsonl").steps) == 3
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert not caplog.messages
+
+
+def test_a_tilde_is_the_home_as_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    DecisionLog("~/logs/run.jsonl", Config(5)).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
 KILLED = """

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+from collections.abc import Iterator
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -15,10 +16,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
 
 from adaptive_warmup import Config, Regulator, Signals
 from adaptive_warmup.regulator import sealed
 from tests.optimizers import lively, streams
+
+try:
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+except ImportError:  # torch 2.4
+    from torch.distributed._tensor import DTensor, Partial, Replicate  # type: ignore[no-redef]
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -146,6 +154,25 @@ def test_what_is_no_signal_is_refused_and_nothing_of_it_is_taken_in(
     with pytest.raises(error, match=says):
         regulator.observe(**{"entropy": 1.0, **signals})
     assert seen(regulator) == Signals()
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.filterwarnings("default")  # torch's own
+def test_of_a_number_in_parts_on_several_processes_the_whole_is_asked_for() -> None:
+    """As FSDP2 may give the gradient norm: read as it is, each process would see its own part of it."""
+    mesh, regulator = init_device_mesh("cpu", (1,)), Regulator(Config(10))
+    parts = DTensor.from_local(torch.tensor(3.0), mesh, [Partial()])
+    with pytest.raises(ValueError, match=r"'grad_norm' is in parts on .*Partial.*: report its full_tensor\(\)"):
+        regulator.observe(grad_norm=parts)
+    regulator.observe(grad_norm=parts.full_tensor(), loss=DTensor.from_local(torch.tensor(2.0), mesh, [Replicate()]))
+    assert seen(regulator) == Signals(grad_norm=3.0, loss=2.0)
 
 
 # Late KLs: of which step
@@ -293,6 +320,39 @@ def test_restart_forgets_everything_and_may_begin_later() -> None:
     assert json.dumps(regulator.state_dict()) == fresh
     regulator.restart(at=4)
     assert (regulator.decision.step, regulator.decision.factor) == (4, 0.5)
+
+
+@pytest.mark.parametrize("kl", [0.0, -0.02])
+def test_kls_that_never_measure_are_told_of_once(kl: float, caplog: pytest.LogCaptureFixture) -> None:
+    regulator = Regulator(Config(10))
+    for _ in range(20):
+        assert not caplog.messages or regulator.decision.step >= 8
+        regulator.observe(kl=kl)
+        regulator.decide()
+    (message,) = caplog.messages
+    assert message.startswith(f"the KL was reported 8 times, and never above zero (now {kl:.3g}): so there is no ceil")
+    assert regulator.decision.factor == 1.0
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"kl": 1e-6}, *[{"kl": 0.0}] * 20],  # one has measured
+        [{"kl": 0.0, "kl_source": "clip_fraction"}] * 20,  # where nothing is clipped, as it should be
+        [{"kl": math.nan}] * 20,
+        [{}] * 20,
+    ],
+)
+def test_of_other_kls_that_is_not_said(steps: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
+    regulator, frozen, blind = Regulator(Config(10)), Regulator(Config(10)), Regulator(Config(10, law="linear"))
+    for signals in steps:
+        regulator.observe(**signals)
+        regulator.decide()
+        frozen.observe(kl=0.0)
+        frozen.decide(lr_scale=0.0)
+        blind.observe(kl=0.0)
+        blind.decide()
+    assert "never above zero" not in caplog.text
 
 
 def test_an_alarm_is_logged_when_it_begins_and_not_while_it_lasts(caplog: pytest.LogCaptureFixture) -> None:

@@ -101,6 +101,15 @@ def test_from_where_the_lr_is_far_from_the_runs_nothing_is_certain(tmp_path: Pat
     assert verdict.differs == moments[2].step
 
 
+def test_where_the_schedule_is_at_zero_the_controller_waits_as_it_does_live(tmp_path: Path) -> None:
+    shares = [1 / 3, 2 / 3, 1.0, *[0.0] * 20, *[1.0] * 10]  # a ramp, frozen, thawed
+    rows = [{"step": step, "loss": 1.0, "learning_rate": PEAK * share} for step, share in enumerate(shares)]
+    (tmp_path / "run.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, moments, _ = replayed(tmp_path / "run.jsonl", warmup_steps=10)
+    expected = [0.1, 0.2, 0.3, *[0.4] * 21, 0.5, 0.6, 0.7, 0.8, 0.9, *[1.0] * 4]
+    assert [moment.factor for moment in moments] == pytest.approx(expected)
+
+
 def test_steps_at_a_decayed_lr_are_no_excess(tmp_path: Path) -> None:
     """The schedule lies on top: a run that decays at what it bears is never above it, nor far from the controller."""
     with (tmp_path / "run.jsonl").open("w") as file:

@@ -69,6 +69,9 @@ def test_outcome_in_words(tmp_path: Path) -> None:
     )
     assert warm == "nominal 20 steps; warm after 3"
     assert fixed == "fixed linear warmup of 20 steps; warm after 20"
+    for steps in (1, 2):
+        run = logged(tmp_path / f"{steps}.jsonl", RISING, Config(steps, law="linear"))
+        assert report.in_words(run).endswith(f"; warm after {steps}")
 
 
 def test_a_run_that_is_warm_and_later_held(tmp_path: Path) -> None:

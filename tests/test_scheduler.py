@@ -205,6 +205,18 @@ def test_a_gradient_that_is_not_finite_leaves_next_to_no_lr_until_the_next_step(
     assert lrs_of(scheduler.optimizer) == [1e-4]
 
 
+def test_a_gradient_of_which_nothing_is_known_is_not_cut_and_what_is_no_norm_is_refused() -> None:
+    scheduler = AdaptiveWarmup(optimizer_of(1e-3), warmup_steps=20)
+    drive(scheduler, CALM)
+    assert scheduler.check_gradient(None) == 1.0
+    assert lrs_of(scheduler.optimizer) == [1e-3]
+    with pytest.raises(ValueError, match=r"signal 'grad_norm' has shape \(3,\): report one number"):
+        scheduler.check_gradient(torch.ones(3))
+    with pytest.raises(TypeError, match=r"signal 'grad_norm' is '100': report a number"):
+        scheduler.check_gradient("100")
+    assert scheduler.check_gradient(torch.tensor(100.0)) == pytest.approx(0.01, rel=0.1)
+
+
 def test_the_critics_gradient_cuts_only_the_critic() -> None:
     scheduler = AdaptiveWarmup(optimizer_of(1e-3, 1e-2), warmup_steps=[20, 20])
     drive(scheduler, CALM)

@@ -200,7 +200,7 @@ def test_a_damaged_state_is_refused_and_nothing_is_changed(data: st.DataObject) 
     saved, here = build(), build()
     drive(saved, lively(9))
     drive(here, lively(4))
-    state = copy.deepcopy(saved.state_dict())
+    state = by_json(saved.state_dict())  # as lists, which can be written into
     *way, last = data.draw(st.sampled_from(list(leaves(state))))
     holder = state
     for key in way:

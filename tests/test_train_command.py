@@ -66,6 +66,7 @@ def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
         (["--data", "x.jsonl", "--model", "m"], "there is no 'x.jsonl'"),
         (["--task", "serch", "--model", "m"], "serch"),
         (["--task", "search", "--cliprange", "-1"], "cliprange=-1.0: give a positive, finite number"),
+        (["--task", "serch", "--target_kl", "-1"], "target_kl=-1.0 must be a positive number"),  # before what is slow
         (["--config", "missing.yaml"], "there is no 'missing.yaml'"),
         (["--task", "search", "--outputdir", "x"], "--outputdir x is no option of `adaptive-warmup train --help`"),
     ],
@@ -83,6 +84,14 @@ def test_what_yaml_reads_as_none_and_as_false(tmp_path: Path, capsys: pytest.Cap
     config.write_text("ddp_backend: null\nsave_strategy: no\nuse_cpu: true\n")
     assert main(["train", "--config", str(config)]) == 2
     assert "data=None and task=None" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"task: [search\n", b"task: \xff\n"])
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_bytes(content)
+    assert main(["train", "--config", str(config)]) == 2
+    assert f"{config} cannot be read as YAML: " in capsys.readouterr().err
 
 
 def test_an_unknown_key_of_the_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from adaptive_warmup.controller import Config, State
 from adaptive_warmup.history.appending import Appended
 from adaptive_warmup.history.existing import Existing
 from adaptive_warmup.history.parsing import FORMAT
+from adaptive_warmup.quoting import quoted
 from adaptive_warmup.regulator import Regulator
 from adaptive_warmup.signals import Signals
 
@@ -36,13 +38,13 @@ class DecisionLog:
     file as a run does that resumes.
 
     Args:
-        path: the file; its folder is made.
+        path: the file; its folder is made. Relative to where the process is now, wherever it goes; `~` is the home.
         config: the controller's, to begin the file at once; else it is begun with the first controller it is given.
         max_bytes: where the file has grown beyond that, the log goes on in `PATH.2`, `PATH.3` ...; None: never.
         about: whatever else tells one run from another (JSON values).
 
     Raises:
-        TypeError: `about` holds what JSON does not.
+        TypeError: `path` is none; `about` holds what JSON does not.
         ValueError: `path` is a folder, or the log of another run, or no log at all; `max_bytes` is not positive.
     """
 
@@ -51,7 +53,10 @@ class DecisionLog:
     ) -> None:
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes!r} must be positive, such as 100_000_000; None for no limit.")
-        self._first = Path(path)
+        try:
+            self._first = Path(os.path.expanduser(path)).absolute()
+        except TypeError as error:
+            raise TypeError(f"log={quoted(path)}: give a path, such as 'run.jsonl', or a DecisionLog.") from error
         self._file = Appended(self._first)
         self._about, self._max_bytes = json.loads(json.dumps(about)), max_bytes
         self._config: Config | None = None

@@ -97,8 +97,8 @@ def _warmup(run: Run, held: bool) -> Iterator[str]:
         yield f"not warm by step {last['step']}{end}"
     elif row == 0 and warm["step"] > run.origin:
         yield f"warm where the log begins, at step {warm['step']}"
-    else:
-        yield f"warm after {warm['step'] - run.origin + 2}"  # the next update, counted from 1, runs at the peak
+    else:  # the next update, counted from 1, runs at the peak; without a warmup the first one did
+        yield f"warm after {1 if row == 0 and run.config.warmup_steps == 1 else warm['step'] - run.origin + 2}"
 
 
 def _held(run: Run) -> Iterator[str]:

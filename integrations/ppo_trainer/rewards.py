@@ -79,14 +79,17 @@ class Scores:
         if self.environment is None:
             given = _given(episodes, state)
             found = [_rewards(function, given, len(episodes.problems)) for function in self.functions]
-            columns, rows = dict(zip(self._names, found, strict=True)), zip(*found, strict=True)
+            columns, rows = dict(zip(self._names, found, strict=True)), list(zip(*found, strict=True))
             weighted = (zip(self.weights, row, strict=True) for row in rows)
             scores = [sum(weight * reward for weight, reward in row if reward is not None) for row in weighted]
         else:
             columns, pairs = {}, zip(episodes.problems, episodes.responses, strict=True)
             who = f"the environment {type(self.environment).__name__}"
             told = _numbers(who, [self.environment.score(problem, response) for problem, response in pairs])
-            scores = [0.0 if score is None else score for score in told]
+            rows, scores = [(score,) for score in told], [0.0 if score is None else score for score in told]
+        if without := sum(all(reward is None for reward in row) for row in rows):
+            words = "%d of %d completions have no reward but None, which counts as 0: give each a number"
+            _log.warning(words, without, len(rows))
         cut = [not finished for finished in episodes.finished_B.tolist()]
         known = {name: [reward for reward in column if reward is not None] for name, column in columns.items()}
         return [score - self.penalty * missing for score, missing in zip(scores, cut, strict=True)], known

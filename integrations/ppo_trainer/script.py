@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         ValueError: options that do not go together, or a file that cannot be read.
     """
     run, args = _options(argv)
-    trainer = PPOTrainer(**_what(run, args), callbacks=_callbacks(run, args), args=args)
+    callbacks = _callbacks(run, args)  # first, since a bad setting need not wait until a policy is made
+    trainer = PPOTrainer(**_what(run, args), callbacks=callbacks, args=args)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if trainer.eval_dataset is not None:
         trainer.evaluate()
@@ -80,9 +81,7 @@ def _options(argv: Sequence[str]) -> tuple[RunArguments, PPOConfig]:
     first.add_argument("--config")
     path = first.parse_known_args(list(argv))[0].config
     if path:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"{path} holds {found!r}: give options by name, a line each, such as `task: search`")
+        found = _in_file(path)
         known = {action.dest for action in parser._actions}
         if unknown := sorted(map(str, found.keys() - known)):
             raise ValueError(f"{path} has {', '.join(unknown)}, no option of `adaptive-warmup train --help`")
@@ -102,6 +101,16 @@ def _options(argv: Sequence[str]) -> tuple[RunArguments, PPOConfig]:
     if run.data is not None and run.model is None:
         raise ValueError("model=None: give the name or path of a model; only for a task one is made")
     return run, args
+
+
+def _in_file(path: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds {found!r}: give options by name, a line each, such as `task: search`")
+    return found
 
 
 def _what(run: RunArguments, args: PPOConfig) -> dict[str, Any]:

@@ -46,7 +46,9 @@ from tests.integrations.trainers import (
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_without_signals_the_lr_is_the_schedule_under_a_linear_warmup(tmp_path: Path, schedule: str) -> None:
+def test_without_signals_the_lr_is_the_schedule_under_a_linear_warmup(
+    tmp_path: Path, schedule: str, caplog: pytest.LogCaptureFixture
+) -> None:
     warmup = AdaptiveWarmupCallback()
     record = Record(warmup)
     run = trainer(tmp_path, [record, warmup], **arguments(schedule))
@@ -59,6 +61,7 @@ def test_without_signals_the_lr_is_the_schedule_under_a_linear_warmup(tmp_path: 
     assert [logs["adaptive_warmup/factor"] for logs in history] == RAMP
     assert warmup.decision is not None
     assert (warmup.decision.phase, warmup.decision.step) == ("done", STEPS)
+    assert "begins below its peak" not in caplog.text
 
 
 def test_linear_by_hand(tmp_path: Path) -> None:
@@ -215,13 +218,18 @@ def alone(make: Any) -> list[float]:
 
 @pytest.mark.parametrize("name", CUSTOM)
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
-def test_a_schedule_of_the_users_own_keeps_its_shape(tmp_path: Path, name: str) -> None:
+def test_a_schedule_of_the_users_own_keeps_its_shape(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     model, record = Line(), Record()
     optimizer = SGD(model.parameters(), lr=PEAK, momentum=0.9)
     optimizers = (optimizer, CUSTOM[name](optimizer))
     trainer(tmp_path, [record, AdaptiveWarmupCallback(WARMUP)], model=model, optimizers=optimizers).train()
     assert record.lrs == pytest.approx([lr * up for lr, up in zip(alone(CUSTOM[name]), RAMP, strict=True)])
     assert record.logged("learning_rate") == record.lrs
+    kind = type(optimizers[1]).__name__
+    words = f"{kind} begins below its peak: if it warms up, it and this warmup multiply"
+    assert (words in caplog.text) == (name in ("one_cycle", "sequential"))
 
 
 @pytest.mark.parametrize("name", ["cosine", "one_cycle", "plateau"])

@@ -166,6 +166,7 @@ def test_bf16_autocast(tmp_path: Path) -> None:
         ({"law": "quadratic"}, ValueError, "law='quadratic'"),
         ({"on_gaming": "panic"}, ValueError, "on_gaming='panic'"),
         ({"warmup": 10}, TypeError, "unknown setting 'warmup': known are warmup_steps, target_kl"),
+        ({"log": True}, TypeError, "log=True: give a path, such as 'run.jsonl'"),
     ],
 )
 def test_bad_settings_are_refused_at_construction(settings: Any, error: Any, words: str) -> None:

@@ -163,6 +163,22 @@ def test_what_is_no_reward_function_is_told(tmp_path: Path) -> None:
             trainer.train()
 
 
+def test_completions_that_no_function_gives_a_reward_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def first_only(completions: list[str], **columns: Any) -> list[float | None]:
+        return [1.0, *[None] * (len(completions) - 1)]
+
+    def second_only(completions: list[str], **columns: Any) -> list[float | None]:
+        return [None, 1.0, *[None] * (len(completions) - 2)]
+
+    trainer = make(tmp_path, parts={"reward_funcs": [first_only, second_only]}, max_steps=1)
+    trainer.train()
+    count = trainer.args.local_episodes
+    assert logged(trainer, "objective/scores") == [pytest.approx(2 / count)]
+    assert f"{count - 2} of {count} completions have no reward but None, which counts as 0" in caplog.text
+
+
 def test_noise_in_the_embeddings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"neftune_noise_alpha=5\.0: the policy that is updated would not be the one"):
         make(tmp_path, neftune_noise_alpha=5.0)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import logging
+import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from torch.distributions import Categorical, kl_divergence
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
@@ -187,6 +192,32 @@ def test_a_model_without_a_vocabulary_is_told_once_and_warms_up_as_ever(
     assert caplog.text.count("the policy probe cannot measure") == 1
     assert "observe(kl=...)" in caplog.text
     assert "probe=None" in caplog.text
+
+
+def test_a_classifier_of_whole_texts_is_told_what_it_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    model = BertForSequenceClassification(BertConfig(vocab_size=WORDS, num_labels=3, **sizes))
+    data = [{"input_ids": text["input_ids"], "labels": i % 3} for i, text in enumerate(texts())]
+    warmup = AdaptiveWarmupCallback(4, probe=steady(sequences=4))
+    trainer(tmp_path, [warmup], model=model, data=data, **FLAT).train()
+    words = "BertForSequenceClassification returns no logits [rows, positions, vocabulary] (found of shape [4, 3])"
+    assert words in caplog.text
+    assert caplog.text.count("the policy probe cannot measure") == 1
+
+
+def test_what_is_kept_of_a_training_is_the_callback_and_no_model(tmp_path: Path) -> None:
+    warmup = AdaptiveWarmupCallback(4)
+    run = trainer(tmp_path, [warmup], model=gpt(), data=texts(), **FLAT)
+    run.train()
+    model, optimizer = weakref.ref(run.model), weakref.ref(run.optimizer.optimizer)
+    told = warmup.decision, warmup.sources
+    del run
+    gc.collect()
+    assert model() is None
+    assert optimizer() is None
+    assert told[0].ceiling is not None
+    for kept in (warmup, copy.deepcopy(warmup), pickle.loads(pickle.dumps(warmup))):
+        assert (kept.decision, kept.sources) == told
 
 
 def test_a_trainer_that_shows_no_inputs_trains_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Check
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 
+from adaptive_warmup.history import read
 from adaptive_warmup.integrations.stable_baselines3 import AdaptiveWarmupCallback
 
 PEAK = 0.01
@@ -125,6 +126,20 @@ def test_the_kl_is_that_of_the_whole_train() -> None:
     assert warmup.regulator.signals.kl_source == "post_update:1x4"
 
 
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_the_rollout_is_measured_in_mini_batches_since_more_may_not_fit_into_memory() -> None:
+    model, asked = ppo(n_steps=96, batch_size=40, n_epochs=1), list[int]()
+    original = model.policy.evaluate_actions
+
+    def evaluate(observations: torch.Tensor, actions: torch.Tensor) -> Any:
+        asked.append(len(observations))
+        return original(observations, actions)
+
+    model.policy.evaluate_actions = evaluate
+    model.learn(2 * 96, callback=AdaptiveWarmupCallback(4))
+    assert asked == 2 * [40, 40, 40, 40, 32]  # the updates' own, then the measurement's
+
+
 class OwnBuffer(RolloutBuffer):
     """A kind of its own: what its policy needs to evaluate actions is not known."""
 
@@ -203,6 +218,18 @@ def test_the_log_shows_each_factor_beside_the_lr_that_it_made(tmp_path: Path) ->
     for row in trained:
         assert row["train/learning_rate"] == pytest.approx(PEAK * row["adaptive_warmup/factor"])
     assert [row["adaptive_warmup/nominal"] for row in trained] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_each_train_is_in_the_decision_log_also_of_a_model_that_learns_on(tmp_path: Path) -> None:
+    model, log = ppo(learning_rate=lambda left: PEAK * left), tmp_path / "run.jsonl"
+    first = learn(model, 3, AdaptiveWarmupCallback(4, log=log))
+    second = learn(model, 2, AdaptiveWarmupCallback(4, log=log), reset_num_timesteps=False)
+    run = read(log)
+    assert [step["lr"] for step in run.steps] == pytest.approx([lrs[0] for lrs in first.lrs + second.lrs])
+    assert run.problem is None
+    assert [step["factor"] for step in run.steps] == pytest.approx(first.factors + second.factors)
+    with pytest.raises(ValueError, match=r"run.jsonl is the log of another run \(warmup_steps 4, here 5\)"):
+        learn(ppo(learning_rate=lambda left: PEAK * left), 1, AdaptiveWarmupCallback(5, log=log))
 
 
 def go_on(model: PPO) -> tuple[Record, torch.Tensor]:
@@ -304,6 +331,10 @@ def test_a_schedule_with_a_warmup_of_its_own_is_named(caplog: pytest.LogCaptureF
 def test_bad_settings_and_signals_fail_where_they_come_in() -> None:
     with pytest.raises(ValueError, match="warmup_steps=0"):
         AdaptiveWarmupCallback(0)
+    with pytest.raises(TypeError, match="unknown setting 'warmup': known are warmup_steps, target_kl"):
+        AdaptiveWarmupCallback(4, warmup=4)
+    with pytest.raises(TypeError, match=r"log=True: give a path, such as 'run\.jsonl'"):
+        AdaptiveWarmupCallback(4, log=True)
     with pytest.raises(TypeError, match="approx_kl"):
         AdaptiveWarmupCallback(4).observe(approx_kl=0.1)
 
