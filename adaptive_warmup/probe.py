@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 
 from adaptive_warmup.predictions import Excerpt, divergence, excerpt, first_input, predictions, size
 from adaptive_warmup.quoting import quoted
-from adaptive_warmup.regulator import opened, sealed
+from adaptive_warmup.sealing import opened, sealed
 
 _log = logging.getLogger("adaptive_warmup")
 Batch = Mapping[str, Any] | Tensor | Excerpt

@@ -5,10 +5,7 @@ Imports no torch: a tensor is whatever can `detach`.
 
 from __future__ import annotations
 
-import json
 import logging
-import operator
-import zlib
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,11 +14,11 @@ from typing import Any
 from adaptive_warmup import controller, feedforward, ramp
 from adaptive_warmup.alarms import Alarm, is_finite
 from adaptive_warmup.controller import Config, Decision
-from adaptive_warmup.quoting import quoted
-from adaptive_warmup.signals import NAMES, NO_MEASUREMENT, Signals, check_name, check_source
+from adaptive_warmup.intake import check_step, checked, read
+from adaptive_warmup.sealing import opened, sealed
+from adaptive_warmup.signals import NO_MEASUREMENT, Signals
 
 _log = logging.getLogger("adaptive_warmup")
-_KNOWN = frozenset(NAMES)
 _WHOLE = 0.9  # of its lr: a step whose updates had as much in the mean is not a cut one
 _VOID = 8  # KLs at the start of a run that measure nothing, until that is said
 REACH = 64  # steps back that a late KL may be of
@@ -108,14 +105,14 @@ class Regulator:
         Args:
             lr_scale: multiplier of the user's own schedule during the step just done.
         """
-        read = _read(self._waiting)
+        heard = read(self._waiting)
         cut = self.cut_share < _WHOLE
-        timely = "kl" in read and "kl_lr" not in read
-        if cut and timely and is_finite(read["kl"]):
-            del read["kl"]  # of updates at a cut lr, it says nothing of the run's gain
+        timely = "kl" in heard and "kl_lr" not in heard
+        if cut and timely and is_finite(heard["kl"]):
+            del heard["kl"]  # of updates at a cut lr, it says nothing of the run's gain
         told = cut or timely or not ramp.measurable(lr_scale)
         self._lrs.append(0.0 if told else self.state.factor * lr_scale)
-        self.signals = Signals(lr_scale=lr_scale, **read)
+        self.signals = Signals(lr_scale=lr_scale, **heard)
         self._tell_of_void(self.signals)
         before, self.before = self.decision, self.state
         self.state, self.decision = controller.step(self.config, self.state, self.signals)
@@ -135,7 +132,7 @@ class Regulator:
             {
                 "config": asdict(self.config),
                 "state": self.state.to_dict(),
-                "waiting": _read(self._waiting),
+                "waiting": read(self._waiting),
                 "cuts": list(self._cuts),
                 "lrs": list(self._lrs),
                 "decision": _plain(self.decision),
@@ -191,96 +188,6 @@ class Regulator:
             what = "a second one of its step, more than %d steps late, or of a step that says nothing of the lr"
             level, self._dated = logging.DEBUG if self._dated else logging.WARNING, True
             _log.log(level, f"the KL of step %d, come in step %d, is left out: {what}", of_step, self.state.step, REACH)
-
-
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` with a version and a checksum, for a checkpoint."""
-    return {"version": controller.VERSION, "checksum": _checksum(content), **content}
-
-
-def opened(saved: Any) -> dict[str, Any]:
-    """The content of what `sealed` gave, also by way of JSON; ValueError if of another version, or damaged."""
-    found = saved.get("version") if isinstance(saved, Mapping) else saved
-    if not isinstance(saved, Mapping) or found != controller.VERSION:
-        raise ValueError(
-            f"this adaptive_warmup reads states of version {controller.VERSION}, found {found!r}:"
-            " resume with what saved it (another scheduler? another version?), or start without this state."
-        )
-    content = {key: value for key, value in saved.items() if key not in ("version", "checksum")}
-    try:
-        fits = _checksum(content) == saved.get("checksum")
-    except (TypeError, ValueError):  # keys, or circles, that no state of ours has
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"the adaptive_warmup state is damaged (checksum {saved.get('checksum')!r} does not fit its content):"
-            " resume from another checkpoint."
-        )
-    return content
-
-
-def checked(kl_source: str | None = None, of_step: int | None = None, **signals: Any) -> dict[str, Any]:
-    """What `Regulator.observe` takes in of its arguments; with `of_step`, and of a KL its source. Raises as that."""
-    if not signals.keys() <= _KNOWN:
-        for name in signals:
-            check_name(name)
-    taken = {
-        name: value if type(value) is float else _taken(name, value)  # the usual case first: this runs at every step
-        for name, value in signals.items()
-        if value is not None
-    }
-    if kl_source is not None:
-        check_source(kl_source)
-    if of_step is not None:
-        taken["of_step"] = _whole(of_step)
-    if "kl" in taken:
-        taken["kl_source"] = kl_source or "post_update"
-    return taken
-
-
-def check_step(of_step: int, running: int) -> None:
-    """Raise ValueError where a KL is said to be of a step after the running one."""
-    if of_step > running:
-        raise ValueError(
-            f"of_step={of_step} is still to come: the running step is {running}. Note `decision.step` while a step"
-            " runs, and give that."
-        )
-
-
-def _whole(of_step: Any) -> int:
-    try:
-        return operator.index(of_step)
-    except TypeError as error:
-        raise TypeError(f"of_step={of_step!r} must be a whole number, as `decision.step` is.") from error
-
-
-def _taken(name: str, value: Any) -> Any:
-    """A float now where that costs nothing; a tensor on a device is kept, cut loose from the graph."""
-    shape = tuple(getattr(value, "shape", ()))
-    if any(n != 1 for n in shape):
-        raise ValueError(f"signal {name!r} has shape {shape}: report one number, such as its mean.")
-    parts = [part for part in getattr(value, "placements", ()) if not part.is_replicate()]  # of torch's DTensor
-    if parts:  # its `item` is this process's own part, another one in each
-        raise ValueError(f"signal {name!r} is in parts on several processes, {parts}: report its full_tensor().")
-    if hasattr(value, "detach") and value.device.type != "cpu":
-        return value.detach().clone()  # a copy, since the caller may go on writing into it
-    try:
-        if isinstance(value, (str, bytes)):  # float() would read some of them
-            raise TypeError("text")
-        return float(value.item() if hasattr(value, "item") else value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"signal {name!r} is {quoted(value)}: report a number.") from error
-
-
-def _read(waiting: Mapping[str, Any]) -> dict[str, Any]:
-    """With what was kept on a device read."""
-    plain = (float, str)  # the usual case first, here too
-    return {name: value if type(value) in plain else float(value) for name, value in waiting.items()}
-
-
-def _checksum(content: Mapping[str, Any]) -> int:
-    # Of what is not plain (a wrapped schedule may keep such) only the type counts: its text may hold an address.
-    return zlib.crc32(json.dumps(content, sort_keys=True, default=lambda value: type(value).__name__).encode())
 
 
 def _plain(decision: Decision) -> dict[str, Any]:

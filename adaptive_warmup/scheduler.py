@@ -17,9 +17,11 @@ from torch.optim.optimizer import Optimizer
 from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.groups import GroupLrs
 from adaptive_warmup.history import DecisionLog
+from adaptive_warmup.intake import checked
 from adaptive_warmup.quoting import quoted
-from adaptive_warmup.regulator import Regulator, checked, opened, sealed
+from adaptive_warmup.regulator import Regulator
 from adaptive_warmup.schedules import Shares, nominal_warmup, peak_lrs, scheduled_lrs, unwrap
+from adaptive_warmup.sealing import opened, sealed
 
 _log = logging.getLogger("adaptive_warmup")
 

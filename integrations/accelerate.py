@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from adaptive_warmup.controller import Decision
-from adaptive_warmup.regulator import check_step, checked
+from adaptive_warmup.intake import check_step, checked
 from adaptive_warmup.scheduler import AdaptiveWarmup
 from adaptive_warmup.signals import KL_SOURCES, NAMES
 

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from adaptive_warmup.controller import Config, Decision, check_settings
 from adaptive_warmup.history import DecisionLog
+from adaptive_warmup.intake import checked
 from adaptive_warmup.integrations.driving import DrivenLrs, nominal_warmup
 from adaptive_warmup.integrations.figures import figures
 from adaptive_warmup.integrations.plumbing import agree, calling_trainer, check_alone, check_place, tap
@@ -24,7 +25,7 @@ from adaptive_warmup.integrations.reading import Passing, Read, Reader, check_re
 from adaptive_warmup.integrations.stored import Stored
 from adaptive_warmup.integrations.trainer_signals import TrainerSignals, own_keys
 from adaptive_warmup.quoting import quoted
-from adaptive_warmup.regulator import Regulator, checked
+from adaptive_warmup.regulator import Regulator
 
 _log = logging.getLogger("adaptive_warmup")
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from adaptive_warmup.controller import Decision
+from adaptive_warmup.intake import checked
 from adaptive_warmup.integrations.figures import figures
-from adaptive_warmup.regulator import checked
 from adaptive_warmup.scheduler import AdaptiveWarmup
 from adaptive_warmup.signals import NAMES, check_name, check_source
 

@@ -20,7 +20,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
 from adaptive_warmup import Config, Regulator, Signals
-from adaptive_warmup.regulator import sealed
+from adaptive_warmup.sealing import sealed
 from tests.optimizers import lively, streams
 
 try:

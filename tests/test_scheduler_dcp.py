@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, SequentialL
 from transformers import get_cosine_schedule_with_warmup
 
 from adaptive_warmup import AdaptiveWarmup
-from adaptive_warmup.regulator import opened, sealed
+from adaptive_warmup.sealing import opened, sealed
 from tests.optimizers import drive, lively, optimizer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is")  # it says that there is one process
