@@ -150,9 +150,10 @@ def replay(past: Past, given: Setup) -> Iterator[Moment]:
     for index, (step, used, own) in enumerate(zip(past.steps, given.rates.used, given.rates.own, strict=True)):
         factor = state.factor
         values = {name: past.columns[name].at(index) for name in NAMES if name in past.columns}
-        lr_scale = float(used) / factor if used > 0.0 else 0.0
-        if is_finite(kl := values.get("kl")) and (math.isnan(used) or (kl <= 0.0 and index < last)):
-            del values["kl"]  # of nobody knows which lr, or rounded to nothing
+        known = own > 0.0 and not math.isnan(used)  # before its own warmup a run is at 0, too, but no schedule is
+        lr_scale = float(used) / factor if known else 1.0
+        if is_finite(kl := values.get("kl")) and (not known or (kl <= 0.0 and index < last)):
+            del values["kl"]  # of nobody knows which lr, of no update, or rounded to nothing
         signals = Signals(**values, kl_source=past.kl_sources[index], lr_scale=lr_scale)
         state, decision = controller.step(given.config, state, signals)
         yield Moment(
