@@ -8,7 +8,6 @@ import logging
 import math
 from decimal import Decimal
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -226,33 +225,6 @@ def test_a_kl_may_come_64_steps_late(running: int, counts: bool) -> None:
         regulator.decide()
     regulator.observe(kl=0.5, of_step=0)
     assert (seen(regulator).kl == 0.5) is counts
-
-
-class OnADevice:
-    """As much of a tensor on a device as is asked for: reading it, which waits, is counted."""
-
-    shape, device = (), SimpleNamespace(type="cuda")
-
-    def __init__(self, value: float) -> None:
-        self.value, self.reads = value, 0
-
-    def detach(self) -> OnADevice:
-        return self
-
-    def clone(self) -> OnADevice:
-        return OnADevice(self.value)
-
-    def __float__(self) -> float:
-        self.reads += 1
-        return self.value
-
-
-def test_a_tensor_on_a_device_is_read_at_the_decision_as_it_was_when_it_was_told() -> None:
-    regulator, norm = Regulator(Config(10)), OnADevice(0.25)
-    regulator.observe(grad_norm=norm)
-    norm.value = 9.0  # a trainer may go on writing into it
-    assert seen(regulator) == Signals(grad_norm=0.25)
-    assert norm.reads == 0
 
 
 @pytest.mark.parametrize(

@@ -344,6 +344,17 @@ def test_rollouts_are_measured_at_every_update_on_what_the_policy_sampled_in_it(
         assert (batch["labels"][:, :5] == -100).all()
 
 
+def test_by_default_rollouts_are_measured_at_every_update_that_pays_for_it(tmp_path: Path) -> None:
+    """40 rows of 8 tokens pay 19.2 tokens run forward, and to look at a row before and after the update takes 16."""
+    warmup = AdaptiveWarmupCallback(4)
+    record = Record(warmup)
+    rows = {"data": texts(160), "per_device_train_batch_size": 40}
+    run = trainer(tmp_path, [record, warmup], cls=Rollouts, model=gpt(), max_steps=4, **rows, **FLAT)
+    run.completions = []
+    run.train()
+    assert None not in kls(record)
+
+
 def test_plain_training_bears_more_than_rollouts(tmp_path: Path) -> None:
     """And a target that is set is no other kind of target, so that to set the default changes nothing."""
     sources = []

@@ -63,6 +63,18 @@ def signals(record: Record) -> list[Signals]:
     return [one for one in dict.fromkeys(record.signals) if one]
 
 
+def test_of_lists_that_grow_the_gain_counts_and_of_new_ones_all() -> None:
+    """A trainer that logs within a step begins new ones."""
+    host = SimpleNamespace(_metrics={"train": {"my/score": [1.0, 2.0, 3.0]}})
+    reader = TrainerSignals(own_keys({"my/score": "task_reward"}), host)
+    reader.begin()
+    host._metrics["train"]["my/score"] += [5.0, 6.0]
+    assert reader.end() == {"task_reward": 5.5}
+    reader.begin()
+    host._metrics = {"train": {"my/score": [7.0]}}
+    assert reader.end() == {"task_reward": 7.0}
+
+
 @pytest.mark.parametrize(("host", "every"), [*((host, 50) for host in HOSTS), ("GRPO", 2)])
 def test_every_steps_signals_are_those_that_would_be_logged_at_every_step(
     tmp_path: Path, host: str, every: int
