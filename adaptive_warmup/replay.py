@@ -150,10 +150,10 @@ def replay(past: Past, given: Setup) -> Iterator[Moment]:
     for index, (step, used, own) in enumerate(zip(past.steps, given.rates.used, given.rates.own, strict=True)):
         factor = state.factor
         values = {name: past.columns[name].at(index) for name in NAMES if name in past.columns}
-        unknown = not used > 0.0 and not (used == 0.0 and own > 0.0)  # of no lr, or 0 by the run's own ramp
-        lr_scale = 1.0 if unknown else float(used) / factor
-        if is_finite(kl := values.get("kl")) and (unknown or (kl <= 0.0 and index < last)):
-            del values["kl"]  # of nobody knows which lr, or rounded to nothing
+        known = used > 0.0 or (used == 0.0 and own > 0.0)  # where its own ramp is at 0 a run is, too, and no schedule
+        lr_scale = float(used) / factor if known else 1.0
+        if is_finite(kl := values.get("kl")) and (not known or (kl <= 0.0 and index < last)):
+            del values["kl"]  # of nobody knows which lr, of no update, or rounded to nothing
         signals = Signals(**values, kl_source=past.kl_sources[index], lr_scale=lr_scale)
         state, decision = controller.step(given.config, state, signals)
         yield Moment(

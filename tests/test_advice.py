@@ -181,6 +181,30 @@ def test_what_is_no_trap_is_left_alone(change: dict[str, Any]) -> None:
     assert warned(replace(CLEAN, **change)) == []
 
 
+@pytest.mark.parametrize(
+    ("below", "setting", "change"),
+    [
+        ({"kl_coef": 0.1}, "kl_coef", {"kl_coef": 0.11}),  # a tenth of the task reward's range
+        ({"warmup_steps": 499, "host": "verl"}, "warmup", {"warmup_steps": 500, "host": "verl"}),  # half of the run
+        ({"lr": 5e-6}, "lr", {"lr": 5.1e-6}),
+    ],
+)
+def test_where_a_trap_begins(below: dict[str, Any], setting: str, change: dict[str, Any]) -> None:
+    assert warned(replace(CLEAN, **below)) == []
+    assert warned(replace(CLEAN, **change)) == [setting]
+
+
+def test_the_run_is_to_stop_over_a_kl_reward_that_can_be_gamed_and_over_nothing_else() -> None:
+    assert advise(replace(CLEAN, top_p=0.9)).on_gaming == "stop"
+    for change in ({}, {"dropout": 0.1}, {"top_p": 0.9, "kl_in": "loss"}):
+        assert advise(replace(CLEAN, **change)).on_gaming == "hold"
+
+
+def test_few_responses_make_a_noisy_kl() -> None:
+    assert "31 responses in all: k3 on so few is noisy" in reasons(replace(CLEAN, batch_size=31))
+    assert "is noisy" not in reasons(replace(CLEAN, batch_size=32))
+
+
 def test_k3_hides_a_negative_k1_only_where_there_can_be_one() -> None:
     assert warned(replace(CLEAN, kl_estimator="k3")) == []
     assert warned(replace(CLEAN, kl_estimator="abs", top_k=20)) == ["top_k", "kl_estimator"]
@@ -235,13 +259,16 @@ def test_nominal_warmup(change: dict[str, Any], steps: int) -> None:
     assert advice.config == Config(steps, advice.target_kl)
 
 
-def logged(path: Path, bears: float, gaming: bool = False, law: str = "feedback") -> Run:
-    """A run at lr 1e-3 or so, of which an lr of `bears` makes a KL of .01 (so one of `bears` / 10 makes .0001)."""
+def logged(path: Path, bears: float, later: float = 1.0, gaming: bool = False, law: str = "feedback") -> Run:
+    """A run at lr 1e-3 or so, of which an lr of `bears` makes a KL of .01 (so one of `bears` / 10 makes .0001).
+
+    From step 8 on it bears `later` times as much.
+    """
     regulator = Regulator(Config(10, law=law))
     with DecisionLog(path, regulator.config, arm="before") as log:
-        for _ in range(20):
-            lr = 1e-3 * regulator.decision.factor
-            regulator.observe(kl=0.01 * (lr / bears) ** 2, kl_reward=2.0 + 0.1 * lr if gaming else -0.1)
+        for step in range(20):
+            lr, borne = 1e-3 * regulator.decision.factor, bears * (later if step >= 8 else 1.0)
+            regulator.observe(kl=0.01 * (lr / borne) ** 2, kl_reward=2.0 + 0.1 * lr if gaming else -0.1)
             regulator.decide()
             log.write(regulator, lr=lr)
     return read(path)
@@ -254,6 +281,14 @@ def test_an_earlier_run_says_what_lr_it_bore(tmp_path: Path, law: str) -> None:
     advice = advise(replace(plan, lr=3.95e-6))
     assert advice.warmup_steps == 40  # the first update below the 1e-7 that the run bore
     assert "bore about 1e-07" in next(caution.why for caution in advice.warnings if caution.setting == "lr")
+
+
+def test_an_earlier_run_is_asked_how_it_began_for_the_warmup_and_how_it_was_for_the_lr(tmp_path: Path) -> None:
+    plan = replace(CLEAN, total_steps=100, logs=(logged(tmp_path / "a.jsonl", bears=1e-7, later=20.0),))
+    advice = advise(replace(plan, lr=3.95e-6))
+    assert advice.warmup_steps == 40
+    assert "lr" not in [caution.setting for caution in advice.warnings]  # below twice the 2e-6 of the most steps
+    assert "lr" in warned(replace(plan, lr=4.05e-6))
 
 
 def test_an_earlier_run_whose_kl_was_gamed(tmp_path: Path) -> None:
@@ -329,6 +364,11 @@ trainer: {total_training_steps: 200}
 def test_where_verl_puts_the_kl(tmp_path: Path, switches: str, kl_in: str | None) -> None:
     text = f"actor_rollout_ref.actor.optim.lr=1e-6 trainer.total_training_steps=9 {switches}"
     assert read_plan(written(tmp_path, text)).kl_in == kl_in
+
+
+def test_a_mini_batch_of_more_than_the_rollout_is_one_of_all(tmp_path: Path) -> None:
+    plan = read_plan(written(tmp_path, V02.replace("train_batch_size=512", "train_batch_size=128")))
+    assert (plan.batch_size, plan.mini_batches, plan.updates_per_step) == (128, 1, 1)
 
 
 def test_override_lines_quoted_listed_and_unresolved(tmp_path: Path) -> None:
@@ -508,11 +548,15 @@ def test_our_own_ppo_is_told_from_trls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("late", "source", "bears"), [(False, "post_update", 4e-6), (True, "post_update", 4e-6),
-                                                       (False, "training_probe", 4e-6 * 3**0.5)])  # fmt: skip
+                                                       (False, "training_probe", 4e-6 * 3**0.5),
+                                                       (False, "in_loop", None)])  # fmt: skip
 def test_what_an_earlier_run_bore_is_of_the_kls_source_and_of_its_step(
-    tmp_path: Path, late: bool, source: str, bears: float
+    tmp_path: Path, late: bool, source: str, bears: float | None
 ) -> None:
-    """The KL of a step is .003 (lr / 4e-6)^2, exactly; what is measured in plain training counts a third."""
+    """The KL of a step is .003 (lr / 4e-6)^2, exactly; what is measured in plain training counts a third.
+
+    What is read within the loop is good to a factor of some, and is not taken for what a run bore.
+    """
     regulator, before = Regulator(Config(20, 0.003, min_warmup_steps=20)), None
     with DecisionLog(tmp_path / "run.jsonl", regulator.config) as log:
         for _ in range(12):
@@ -523,7 +567,8 @@ def test_what_an_earlier_run_bore_is_of_the_kls_source_and_of_its_step(
             before = step, lr
             regulator.decide()
             log.write(regulator, lr=lr)
-    assert bearable(read(tmp_path / "run.jsonl"), 0.003) == pytest.approx([bears] * (11 if late else 12))
+    known = [bears] * (11 if late else 12) if bears else []
+    assert bearable(read(tmp_path / "run.jsonl"), 0.003) == pytest.approx(known)
 
 
 def test_files_of_other_encodings_and_folders(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from adaptive_warmup.alarms import Watch, drop_bound, watch
 from adaptive_warmup.signals import Signals
+from adaptive_warmup.statistics import slope_t
 
 
 def ring(stream: list[Signals]) -> list[tuple[int, str]]:
@@ -64,9 +65,20 @@ def test_kl_reward_rising_while_the_task_reward_falls_rings_although_below_zero(
     assert (15, "kl_gaming") in ring(stream)
 
 
-def test_both_falling_is_no_gaming() -> None:
-    stream = [Signals(kl_reward=-0.3 * t, task_reward=0.9 - 0.01 * t) for t in range(15)]
-    assert "kl_gaming" not in [name for _, name in ring(stream)]
+def test_both_falling_is_no_gaming_nor_is_either_alone() -> None:
+    for paid, scored in [(-0.3, -0.01), (0.3, 0.01), (0.3, 0.0), (0.0, -0.01)]:
+        stream = [Signals(kl_reward=-20.0 + paid * t, task_reward=0.9 + scored * t) for t in range(40)]
+        assert "kl_gaming" not in [name for _, name in ring(stream)]
+
+
+def test_trends_that_chance_would_make_once_in_a_hundred_windows_are_no_gaming() -> None:
+    """Of 16 values with one sign after the other: the table of Student's t has 3.787 at .001 and 14 degrees."""
+    for slope, rung in ((0.2, []), (0.25, ["kl_gaming"])):
+        trend = tuple(slope * t + (-1) ** t for t in range(16))
+        assert (slope_t(trend) > 3.787) is bool(rung)
+        assert slope_t(trend) > 2.624  # at .01
+        stream = [Signals(kl_reward=-9.0 + x, task_reward=9.0 - x) for x in trend]
+        assert [name for _, name in ring(stream) if name == "kl_gaming"] == rung
 
 
 def test_a_score_that_drops_rings_and_says_from_where() -> None:
@@ -75,6 +87,28 @@ def test_a_score_that_drops_rings_and_says_from_where() -> None:
     rung = ring([Signals(task_reward=score) for score in scores])
     assert [name for _, name in rung] == ["score_drop"]
     assert 50 <= rung[0][0] <= 52
+
+
+def test_a_drop_is_one_from_a_tenth_of_what_had_been_gained_on() -> None:
+    """However clear: from 0 to 1, and then without any noise at .92, or at .85."""
+    up = [0.0] * 20 + [1.0] * 60
+    for end, rung in ((0.92, []), (0.85, ["score_drop"])):
+        assert [name for _, name in ring([Signals(task_reward=score) for score in up + [end] * 50])] == rung
+
+
+def test_a_drop_that_has_rung_rings_until_half_of_it_is_made_good() -> None:
+    """3 standard errors below its best are no drop on the way down, and still are one on the way back."""
+    draws, memory, rung = random.Random(1), Watch(), False
+    ways: dict[bool, set[bool]] = {False: set(), True: set()}
+    for step in range(170):
+        score = 0.9 - 0.004 * max(min(step - 60, 110 - step), 0) + draws.gauss(0.0, 0.02)
+        memory, alarms = watch(memory, Signals(task_reward=score))
+        if rung and not alarms:
+            break  # made good
+        rung = bool(alarms)
+        if 2.5 < memory.reward.drop < 3.5:
+            ways[rung].add(bool(alarms))
+    assert ways == {False: {False}, True: {True}}
 
 
 def test_a_broken_value_rings_for_as_long_as_it_comes() -> None:
@@ -129,6 +163,11 @@ def test_a_kl_that_does_not_come_down_with_the_lr_rings_and_one_that_does_never(
         assert lr_cut_by_a_tenth(lambda lr: 0.02 * lr**2, 1.0, seed) == []
         assert lr_cut_by_a_tenth(lambda lr: 0.02 * lr, 1.0, seed) == []  # as under heavy clipping
     assert ring([Signals(kl=0.02)] * 300) == []  # at one lr it says nothing
+    memory, slow = Watch(), []
+    for step in range(300):  # to a 14th in 64 KLs: a run's gain may drift as fast
+        memory, alarms = watch(memory, Signals(kl=0.02), 0.96**step)
+        slow += alarms
+    assert slow == []
     assert ring([Signals(kl=1e-7, lr_scale=1.0 - t / 300) for t in range(300)]) == []  # a schedule's end: rounding
 
 
@@ -168,6 +207,8 @@ def test_a_kl_reward_that_is_next_to_nothing_pays_nobody() -> None:
     draws = random.Random(0)
     tiny = [Signals(kl_reward=1e-9, task_reward=draws.gauss(0.5, 0.1)) for _ in range(100)]
     assert ring(tiny) == []
+    for kl_reward, rung in ((4e-5, []), (1e-4, ["kl_gaming"])):  # a 10,000th of the task reward is 5e-5
+        assert [name for _, name in ring([Signals(kl_reward=kl_reward, task_reward=0.5)] * 100)] == rung
     assert [name for _, name in ring([Signals(kl_reward=1e-9) for _ in range(100)])] == ["kl_gaming"]
 
 

@@ -100,6 +100,14 @@ def test_unsafe_kl_is_held_below_the_peak_as_long_as_needed() -> None:
     assert decisions[-1].ceiling == pytest.approx(0.05)
 
 
+def test_at_the_ceiling_is_from_nine_tenths_of_it_on() -> None:
+    shares: dict[str, list[float]] = {"warmup": [], "at_ceiling": []}
+    for decision in run(steady(100, min_warmup_steps=40), Plant(bears=0.3), 60):
+        shares[decision.phase].append(decision.factor / 0.3)
+    assert any(0.7 < share < 0.9 for share in shares["warmup"])
+    assert max(shares["warmup"]) < 0.9 <= min(shares["at_ceiling"])
+
+
 def test_when_signals_stop_the_pace_is_nominal_again() -> None:
     config = Config(100)
     state = controller.start(config)

@@ -76,6 +76,21 @@ def test_replaying_a_log_gives_the_same_decisions_bit_for_bit(tmp_path_factory, 
     assert replays(run)
 
 
+def test_what_decisions_hang_on_is_kept_to_the_last_bit_and_nothing_is_rounded_out_of_range(tmp_path: Path) -> None:
+    signals = {"kl": 1 / 300, "task_reward": 2 / 3, "kl_reward": -1 / 7, "grad_norm": 10 / 7}
+    regulator = Regulator(Config(10))
+    with DecisionLog(tmp_path / "run.jsonl", regulator.config) as log:
+        for loss in (1 / 3, 9.99999e99):  # the latter in four digits would be 1e100, which counts as not finite
+            regulator.observe(loss=loss, **signals)
+            regulator.decide(1 / 3)
+            log.write(regulator, lr=1e-3)
+    run = read(tmp_path / "run.jsonl")
+    assert [step["signals"] for step in run.steps] == [
+        {**signals, "lr_scale": 1 / 3, "loss": loss} for loss in (0.3333, 9.99999e99)
+    ]
+    assert [decision.alarms for decision in replay(run)] == [(), ()]
+
+
 def test_small_and_named(tmp_path: Path) -> None:
     record(tmp_path / "run.jsonl", 300, Config(30))
     run = read(tmp_path / "run.jsonl")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import pickle
 import resource
@@ -77,6 +78,15 @@ def test_a_file_that_is_cut_short_or_taken_away_is_begun_anew(tmp_path: Path, le
         os.truncate(path, left % path.stat().st_size)
     steps(log, regulator, 4)
     assert numbers(read(path)) == [*(range(4) if left == -7 else ()), *range(5, 9)]
+
+
+def test_an_alarm_that_goes_on_is_told_anew_after_a_new_start(tmp_path: Path) -> None:
+    path, regulator = tmp_path / "run.jsonl", Regulator(Config(30))
+    log = DecisionLog(path)
+    steps(log, regulator, 3, math.nan)
+    path.unlink()
+    steps(log, regulator, 2, math.nan)
+    assert [step["alarms"][0][1].startswith("kl is nan") for step in read(path).steps] == [True, True]
 
 
 @contextmanager

@@ -333,6 +333,13 @@ def test_what_is_dear_looks_at_fewer_rows_and_then_less_often(trained: int | Non
     assert paced([trained] * 120) == dict.fromkeys(range(0, 120, gap), rows)
 
 
+def test_what_shorter_batches_have_not_paid_for_is_paid_for_later() -> None:
+    """Of 100 tokens an update pays 6. The 160 of the first measurement, less four times 6, and the 20 of the second are
+    26 updates; the third, of 20, is paid for within four.
+    """
+    assert paced([10_000] + [100] * 45) == {0: 8, 4: 1, 30: 1, 34: 1, 38: 1, 42: 1}
+
+
 def test_rollouts_may_be_measured_at_every_update_and_lengths_are_cut() -> None:
     assert paced([10_000] * 3, every=1) == {0: 8, 1: 8, 2: 8}
     assert paced([500] * 3, every=1) == {0: 1, 1: 1, 2: 1}  # 30 pays for one row of 10 tokens, twice

@@ -237,11 +237,21 @@ def test_of_a_step_that_says_nothing_no_late_kl_counts() -> None:
         assert (seen(regulator).kl == 0.5) is counts
 
 
-def test_a_kl_of_the_running_step_comes_in_place_of_a_late_one() -> None:
+@pytest.mark.parametrize("of_step", [None, 10])
+def test_a_kl_of_the_running_step_comes_in_place_of_a_late_one(of_step: int | None) -> None:
     regulator = told()
     regulator.observe(kl=0.5, of_step=4)
-    regulator.observe(kl=0.25)
+    regulator.observe(kl=0.25, of_step=of_step)
     assert seen(regulator) == Signals(kl=0.25)
+
+
+@pytest.mark.parametrize(("running", "counts"), [(64, True), (65, False)])
+def test_a_kl_may_come_64_steps_late(running: int, counts: bool) -> None:
+    regulator = Regulator(Config(10))
+    for _ in range(running):
+        regulator.decide()
+    regulator.observe(kl=0.5, of_step=0)
+    assert (seen(regulator).kl == 0.5) is counts
 
 
 @pytest.mark.parametrize(
@@ -277,6 +287,27 @@ def test_the_kl_of_a_step_with_a_cut_update_is_no_measurement() -> None:
     assert (signals.kl, signals.task_reward) == (None, 0.3)
     regulator.observe(kl=0.5)
     assert seen(regulator).kl == 0.5
+
+
+def norms_of_one(config: Config) -> Regulator:
+    regulator = Regulator(config)
+    for _ in range(10):
+        regulator.observe(grad_norm=1.0)
+        regulator.decide()
+    return regulator
+
+
+def test_from_where_on_a_norm_is_an_outlier_and_what_it_is_cut_to() -> None:
+    """Of norms of 1, whose logs count as .1 apart at least, it is four of these out: e^.4 is 1.49."""
+    regulator = norms_of_one(Config(100))
+    assert [regulator.cut(norm) for norm in (1.48, 1.5)] == [1.0, pytest.approx(1 / 1.5)]
+
+
+def test_nothing_is_cut_once_it_is_handed_over() -> None:
+    guarded, over = norms_of_one(Config(1)), norms_of_one(Config(1, guard=False))
+    assert (guarded.cut(100.0), over.cut(100.0)) == (pytest.approx(0.01), 1.0)
+    assert guarded.limits is not None
+    assert over.limits is None
 
 
 @given(st.floats(), streams, st.sampled_from(["feedback", "linear"]))

@@ -90,6 +90,35 @@ def test_a_steady_score_without_kl_takes_as_long_as_the_runs_own_warmup(tmp_path
     assert not verdict.alarms
 
 
+def test_of_two_nominal_warmups_the_lead_of_a_step_is_no_difference(tmp_path: Path) -> None:
+    """transformers' begins at 0: the second step has 1 / W in the one and 2 / W in the other. Logs round lrs."""
+    for warmup in range(2, 60):
+        rows = [{"step": step, "loss": 1.0, "learning_rate": float(f"{ramp(step, warmup):.3g}")} for step in range(70)]
+        (tmp_path / "run.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _, moments, verdict = replayed(tmp_path / "run.jsonl", warmup_steps=warmup)
+        assert (moments[1].factor, moments[1].own) == pytest.approx((2 / warmup, 1 / warmup), rel=0.005)
+        assert verdict.differs is None
+
+
+def test_a_kl_of_a_step_at_lr_0_is_no_evidence(tmp_path: Path) -> None:
+    """Its noise, or that of the sampler, say."""
+    path = logged(tmp_path / "run.jsonl", 30, 20, **{"policy/kl": lambda step, share: 0.02 + share})
+    _, moments, _ = replayed(path)
+    assert [(moment.used, moment.bears, moment.signals.kl) for moment in moments[:1]] == [(0.0, None, None)]
+    assert moments[1].bears is not None
+
+
+def test_cuts_within_eight_rows_are_one(tmp_path: Path) -> None:
+    def bears(step: int) -> float:
+        return 1.0 if step < 10 else 0.3 if step < 15 else 0.1 if step < 40 else 0.02
+
+    path = logged(tmp_path / "run.jsonl", 60, 1, **kl(Plant(bears=bears)))
+    _, moments, verdict = replayed(path, warmup_steps=1)
+    cuts = [moment.step for moment in moments if moment.decision.phase == "backing_off"]
+    assert any(cut in range(16, 20) for cut in cuts)  # the second fall
+    assert [event.step for event in verdict.events if "backing off" in event.what] == [2, 11, 41]  # 2: the target falls
+
+
 def test_from_where_the_lr_is_far_from_the_runs_nothing_is_certain(tmp_path: Path) -> None:
     """The KL is far below its target: the controller rises 300^(1/2) = 17-fold a step while the run takes 300 steps.
 
@@ -186,6 +215,22 @@ def test_what_is_of_no_known_lr_or_rounded_to_nothing_is_no_update_that_was_skip
         _, moments, _ = replayed(path, warmup_steps=10)
         assert not any("no update" in moment.decision.reasons[0] for moment in moments)
         assert moments[20].bears == pytest.approx(math.sqrt(0.01 / 0.002), rel=0.45)  # the KLs there are, .001 and .002
+
+
+def test_a_kl_of_zero_to_the_end_of_the_run_is_no_rounding(tmp_path: Path) -> None:
+    dead = logged(tmp_path / "run.jsonl", 40, 1, **{"policy/kl": lambda step, share: 0.04 if step < 30 else 0.0})
+    _, moments, _ = replayed(dead, warmup_steps=10)
+    assert [moment.decision.reasons[0].split(":")[0] for moment in moments[30:36]] == ["no update"] * 6
+
+
+def test_where_the_lr_is_unknown_the_pace_is_nominal_and_where_it_has_come_to_0_nothing_moves(tmp_path: Path) -> None:
+    _, moments, _ = replayed(logged(tmp_path / "unknown.jsonl", 40, lr=False, loss=lambda step, share: 1.0))
+    assert [moment.factor for moment in moments] == pytest.approx([min((t + 1) / 4, 1.0) for t in range(40)])
+    rows = [{"step": t, "learning_rate": lr, "policy/kl": 0.04} for t, lr in enumerate([PEAK] * 20 + [0.0] * 20)]
+    (tmp_path / "ended.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, moments, _ = replayed(tmp_path / "ended.jsonl", warmup_steps=40)
+    assert {moment.factor for moment in moments[20:]} == {moments[20].factor}
+    assert moments[20].factor < 1.0
 
 
 def test_without_an_lr_the_kl_says_nothing_unless_the_warmup_is_told(tmp_path: Path) -> None:

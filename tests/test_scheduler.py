@@ -226,6 +226,18 @@ def test_the_critics_gradient_cuts_only_the_critic() -> None:
     assert [r.signals and r.signals.kl for r in scheduler.regulators] == [0.01, None]
 
 
+def test_of_a_gradient_over_all_groups_the_deepest_cut_is_told() -> None:
+    """Norms of 1 are usual for the one, and of 100 for the other."""
+    scheduler = AdaptiveWarmup(optimizer_of(1e-3, 1e-2), warmup_steps=[1, 1])
+    for _ in range(10):
+        scheduler.optimizer.step()
+        for group, norm in enumerate((1.0, 100.0)):
+            scheduler.observe(grad_norm=norm, group=group)
+        scheduler.step()
+    assert scheduler.check_gradient(100.0) == pytest.approx(0.01)
+    assert lrs_of(scheduler.optimizer) == pytest.approx([1e-5, 1e-2])
+
+
 # As a torch scheduler
 
 

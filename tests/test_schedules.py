@@ -181,6 +181,14 @@ def test_of_a_lambda_that_returns_whole_lrs_the_remedy_is_named(caplog: pytest.L
     assert "if its lambda returns whole lrs, give the optimizer the peak lr" in caplog.text
 
 
+@pytest.mark.parametrize(("begins", "low"), [(0.99, True), (0.9995, False)])
+def test_a_schedule_begins_low_from_a_thousandth_below_its_peak_on(
+    begins: float, low: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    nominal_warmup(20, LinearLR(optimizer_of(1.0), start_factor=begins))
+    assert ("LinearLR begins below its peak" in caplog.text) is low
+
+
 def test_a_schedule_that_has_come_down_is_not_said_to_begin_low(caplog: pytest.LogCaptureFixture) -> None:
     schedule = ExponentialLR(optimizer_of(1e-3), 0.5)
     drive(schedule, [{}] * 5)

@@ -26,6 +26,16 @@ def test_the_same_step_told_either_way_gives_the_same_lr() -> None:
     assert within.ceiling == pytest.approx(after.ceiling)
 
 
+def test_of_the_other_ways_each_has_its_own_target() -> None:
+    """What is read at a step that is just on target, .01."""
+    on_target = {"post_update": 0.01, "post_update:4x8": 0.01, "probe": 0.01, "training_probe": 0.03, "in_loop": 0.001,
+                 "clip_fraction": 0.0175}  # fmt: skip
+    config = Config(1, min_target_kl=0.01)
+    for source, kl in on_target.items():
+        _, decision = step(config, start(config), Signals(kl=kl, kl_source=source))
+        assert decision.ceiling == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("source", ["in_loop:4", "in_loop:0x2", "in_loop:4x", "in_loop:-1x2", "in_loop:4x2 ", "loop"])
 def test_an_unknown_source_is_quoted_with_the_known_ones(source: str) -> None:
     with pytest.raises(ValueError, match=f"kl_source={source!r} is unknown: .* or in_loop:4x2 for 4 epochs of 2"):

@@ -85,6 +85,23 @@ def test_a_glitch_counts_as_little_more_than_noise() -> None:
     assert level.level == pytest.approx(0.8, abs=0.1)
 
 
+def test_a_value_counts_as_five_deviations_out_at_most() -> None:
+    """Of 0, 1, 0, 1, ... the differences of 1 have a variance of a half; a level takes a quarter of a value in."""
+    level = Level()
+    for step in range(200):
+        level = level.update(step % 2)
+    assert level.variance == pytest.approx(0.5)
+    assert level.update(1e9).level - level.level == pytest.approx(0.25 * 5 * math.sqrt(0.5))
+
+
+def test_a_drop_is_told_from_the_ninth_value_on() -> None:
+    level = Level()
+    for _ in range(7):
+        level = level.update(1.0)
+    assert level.update(0.5).drop == 0.0
+    assert level.update(1.0).update(0.5).drop > 1.0
+
+
 def test_a_level_is_less_sure_where_values_hang_together() -> None:
     level = Level()
     for step in range(400):
@@ -120,6 +137,14 @@ def test_log_scale_of_known_numbers() -> None:
     assert scale.mean == pytest.approx(1.0)
     assert scale.variance == pytest.approx(1.0)
     assert scale.z(1e6) == 0.0  # not settled
+
+
+def test_a_change_of_a_tenth_is_no_outlier_of_norms_that_hardly_vary() -> None:
+    scale = LogScale()
+    for _ in range(20):
+        scale = scale.update(3.0)
+    assert scale.z(3.0 * math.exp(0.1)) == pytest.approx(1.0)
+    assert scale.at(1.0) == pytest.approx(3.0 * math.exp(0.1))
 
 
 def test_log_scale_finds_an_outlier() -> None:

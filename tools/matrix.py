@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -91,11 +92,18 @@ def test(name: str, end: End, python: Path, options: list[str]) -> str:
     return f"{int(suite['tests']) - failed - skipped} passed, {failed} failed, {skipped} skipped"
 
 
+def split(words: list[str]) -> tuple[list[str], list[str]]:
+    """The ends named, and the options of pytest, whose values are no ends."""
+    ends = [*itertools.takewhile(lambda word: not word.startswith("-"), words)]
+    return ends, words[len(ends) :]
+
+
 def main() -> None:
     """All ends, or those named; fails where a test does."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ends", nargs="*", choices=[*ENDS, []], help="default: all")
-    arguments, options = parser.parse_known_args()
+    ends, options = split(sys.argv[1:])
+    arguments = parser.parse_args(options[:1] if options[:1] in (["-h"], ["--help"]) else ends)
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
     rows = []

@@ -44,6 +44,11 @@ def parts(accelerator: Accelerator, schedule: bool = False, **settings: Any) -> 
     return model, optimizer, AcceleratedWarmup(accelerator, shape or optimizer, **{"warmup_steps": 4, **settings})
 
 
+def test_a_prepared_optimizer_which_has_no_hooks_may_be_wrapped_without_us() -> None:
+    optimizer = Accelerator(cpu=True).prepare(SGD(nn.Linear(3, 1).parameters(), lr=0.1))
+    assert decided(optimizer, optimizer, [1e-4] * 4) == pytest.approx([0.025, 0.05, 0.1, 0.1])
+
+
 def train(accelerator: Accelerator, parts: tuple[Any, Any, AcceleratedWarmup], kls: list[float]) -> list[float]:
     """One KL for each batch; the lrs that the batches' updates ran at."""
     model, optimizer, scheduler = parts

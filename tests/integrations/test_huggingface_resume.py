@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
+from adaptive_warmup import Config, Regulator
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
+from adaptive_warmup.integrations.stored import Stored
 from tests.integrations.trainers import (
     ON_A_METRIC,
     PEAK,
@@ -89,6 +91,13 @@ def test_a_checkpoint_resumes_without_the_callback(tmp_path: Path, schedule: str
     bare = trainer(tmp_path, [record], restore_callback_states_from_checkpoint=restore, **settings)
     bare.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert record.lrs == pytest.approx(scheduled(schedule)[6:], rel=1e-12)
+
+
+def test_updates_of_a_run_without_us_count_in_decisions() -> None:
+    state, regulator = TrainerState(), Regulator(Config(10))
+    state.global_step = 8
+    Stored(state).resume(regulator, None, period=4)
+    assert (regulator.decision.step, regulator.decision.factor) == (2, 0.3)
 
 
 @pytest.mark.parametrize("schedule", ["linear", *ON_A_METRIC])

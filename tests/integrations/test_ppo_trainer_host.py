@@ -111,7 +111,7 @@ def test_evaluation_repeats_itself_and_disturbs_nothing(tmp_path: Path) -> None:
 
 
 def test_one_decision_for_each_rl_step(tmp_path: Path) -> None:
-    warmup = AdaptiveWarmupCallback(16, log=tmp_path / "decisions.jsonl", target_kl=0.01)
+    warmup = AdaptiveWarmupCallback(13, log=tmp_path / "decisions.jsonl", target_kl=0.01)
     rates: list[float] = []
 
     class Rates(TrainerCallback):
@@ -122,7 +122,7 @@ def test_one_decision_for_each_rl_step(tmp_path: Path) -> None:
     trainer.train()
     log = read(tmp_path / "decisions.jsonl")
     assert warmup.regulator is not None
-    assert warmup.regulator.config.warmup_steps == 4  # RL steps of 4 updates each
+    assert warmup.regulator.config.warmup_steps == 4  # RL steps of 4 updates each, which 13 are rounded up to
     assert [step["signals"]["kl"] for step in log.steps] == logged(trainer, "policy/kl")
     assert [step["signals"]["kl_reward"] for step in log.steps] == logged(trainer, "objective/non_score_reward")
     assert not any("kl_source" in step["signals"] for step in log.steps)  # it is the usual one, post_update

@@ -19,6 +19,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
     T5Config,
@@ -305,24 +306,18 @@ def test_what_is_no_probe_is_refused() -> None:
         AdaptiveWarmupCallback(probe=True)  # type: ignore[arg-type]
 
 
-def test_a_masked_and_an_encoder_decoder_language_model_are_measured_where_their_labels_are(tmp_path: Path) -> None:
+def test_models_whose_labels_stand_where_they_are_predicted_are_measured_there(tmp_path: Path) -> None:
     """Labels of -100 everywhere else: were they taken as the next token's, nothing would count."""
     torch.manual_seed(0)
-    bert = BertForMaskedLM(
-        BertConfig(
-            vocab_size=WORDS,
-            hidden_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            intermediate_size=16,
-            max_position_embeddings=16,
-        )
-    )
+    sizes = {"vocab_size": WORDS, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes |= {"intermediate_size": 16, "max_position_embeddings": 16}
+    masked = BertForMaskedLM(BertConfig(**sizes))
+    tagger = BertForTokenClassification(BertConfig(**sizes, num_labels=WORDS))
     t5 = T5ForConditionalGeneration(
         T5Config(vocab_size=WORDS, d_model=8, d_kv=8, d_ff=16, num_layers=1, num_heads=1, decoder_start_token_id=0)
     )
     first = [{**row, "labels": torch.where(torch.arange(8) == 0, row["input_ids"], -100)} for row in texts()]
-    for model in (bert, t5):
+    for model in (masked, tagger, t5):
         warmup = AdaptiveWarmupCallback(4)
         record = Record(warmup)
         trainer(tmp_path, [record, warmup], model=model, data=first, max_steps=2, **FLAT).train()
@@ -373,6 +368,17 @@ def test_rollouts_are_measured_at_every_update_on_what_the_policy_sampled_in_it(
     for batch, completion in zip(looked_at, run.completions, strict=True):
         assert torch.equal(batch["labels"][:, 5:], completion[:, 1:])  # not the tool's token
         assert (batch["labels"][:, :5] == -100).all()
+
+
+def test_by_default_rollouts_are_measured_at_every_update_that_pays_for_it(tmp_path: Path) -> None:
+    """40 rows of 8 tokens pay 19.2 tokens run forward, and to look at a row before and after the update takes 16."""
+    warmup = AdaptiveWarmupCallback(4)
+    record = Record(warmup)
+    rows = {"data": texts(160), "per_device_train_batch_size": 40}
+    run = trainer(tmp_path, [record, warmup], cls=Rollouts, model=gpt(), max_steps=4, **rows, **FLAT)
+    run.completions = []
+    run.train()
+    assert None not in kls(record)
 
 
 def test_plain_training_bears_more_than_rollouts(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from adaptive_warmup.history import read
 from adaptive_warmup.integrations.stable_baselines3 import AdaptiveWarmupCallback
@@ -138,6 +139,19 @@ def test_the_rollout_is_measured_in_mini_batches_since_more_may_not_fit_into_mem
     model.policy.evaluate_actions = evaluate
     model.learn(2 * 96, callback=AdaptiveWarmupCallback(4))
     assert asked == 2 * [40, 40, 40, 40, 32]  # the updates' own, then the measurement's
+
+
+class Dropping(FlattenExtractor):
+    """Features of which half are dropped, at random, while the policy trains."""
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(super().forward(observations), training=self.training)
+
+
+def test_without_an_update_the_kl_is_0_whatever_the_policy_drops_while_it_trains() -> None:
+    model = ppo(learning_rate=0.0, policy_kwargs={"features_extractor_class": Dropping})
+    signals = learn(model, 2, AdaptiveWarmupCallback(4)).signals[-1]
+    assert signals.kl == pytest.approx(0.0, abs=1e-9)
 
 
 class OwnBuffer(RolloutBuffer):
@@ -321,8 +335,9 @@ def test_a_gamed_kl_reward_can_stop_the_run() -> None:
     assert [alarm.name for alarm in warmup.decision.alarms] == ["kl_gaming"]
 
 
-def test_a_schedule_with_a_warmup_of_its_own_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    model = ppo(learning_rate=lambda left: PEAK * min(1.0, 10 * (1.001 - left)))
+@pytest.mark.parametrize("begins", [0.01, 0.99])
+def test_a_schedule_with_a_warmup_of_its_own_is_named(begins: float, caplog: pytest.LogCaptureFixture) -> None:
+    model = ppo(learning_rate=lambda left: PEAK * min(1.0, begins + 10 * (1.0 - left)))
     with caplog.at_level(logging.WARNING, "adaptive_warmup"):
         learn(model, 1, AdaptiveWarmupCallback(4))
     assert "begins below its peak" in caplog.text

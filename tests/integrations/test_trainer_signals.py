@@ -63,6 +63,36 @@ def signals(record: Record) -> list[Signals]:
     return [one for one in dict.fromkeys(record.signals) if one]
 
 
+class Aside(TrainerCallback):
+    """Logs after each step a score of the model while it is evaluated, and then one of its training."""
+
+    def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
+        model.eval()
+        self.trainer.log({"my/score": 99.0})
+        model.train()
+        self.trainer.log({"my/score": 0.5})
+
+
+def test_what_is_logged_while_the_model_is_evaluated_is_of_no_step(tmp_path: Path) -> None:
+    warmup, record = harmless(signals={"my/score": "task_reward"})
+    aside = Aside()
+    aside.trainer = trainer(tmp_path, [record, warmup, aside], max_steps=4, **FLAT)
+    aside.trainer.train()
+    assert [one.task_reward for one in signals(record)] == [None, 0.5, 0.5, 0.5]
+
+
+def test_of_lists_that_grow_the_gain_counts_and_of_new_ones_all() -> None:
+    """A trainer that logs within a step begins new ones."""
+    host = SimpleNamespace(_metrics={"train": {"my/score": [1.0, 2.0, 3.0]}})
+    reader = TrainerSignals(own_keys({"my/score": "task_reward"}), host)
+    reader.begin()
+    host._metrics["train"]["my/score"] += [5.0, 6.0]
+    assert reader.end() == {"task_reward": 5.5}
+    reader.begin()
+    host._metrics = {"train": {"my/score": [7.0]}}
+    assert reader.end() == {"task_reward": 7.0}
+
+
 @pytest.mark.parametrize(("host", "every"), [*((host, 50) for host in HOSTS), ("GRPO", 2)])
 def test_every_steps_signals_are_those_that_would_be_logged_at_every_step(
     tmp_path: Path, host: str, every: int

@@ -8,9 +8,19 @@ import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from sweep import ENVIRONMENTS, EPOCHS, MINIBATCH, ROLLOUTS, STEPS, TARGET_KL, WARMUP, WIDTHS, Run
 
 from adaptive_warmup.integrations.stable_baselines3 import AdaptiveWarmupCallback
+from benchmarks.experiments.cartpole.sweep import (
+    ENVIRONMENTS,
+    EPOCHS,
+    MINIBATCH,
+    ROLLOUTS,
+    STEPS,
+    TARGET_KL,
+    WARMUP,
+    WIDTHS,
+    Run,
+)
 
 
 class Record(BaseCallback):

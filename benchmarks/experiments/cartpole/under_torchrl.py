@@ -8,7 +8,6 @@ from typing import Any
 
 import gymnasium
 import torch
-from sweep import ENVIRONMENTS, EPOCHS, MINIBATCH, ROLLOUTS, STEPS, TARGET_KL, WARMUP, WIDTHS, Run
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import Collector
@@ -20,6 +19,17 @@ from torchrl.trainers.algorithms.ppo import PPOTrainer
 
 from adaptive_warmup import AdaptiveWarmup
 from adaptive_warmup.integrations.torchrl import AdaptiveWarmupHook, mean_return, policy_kl
+from benchmarks.experiments.cartpole.sweep import (
+    ENVIRONMENTS,
+    EPOCHS,
+    MINIBATCH,
+    ROLLOUTS,
+    STEPS,
+    TARGET_KL,
+    WARMUP,
+    WIDTHS,
+    Run,
+)
 
 FRAMES = ENVIRONMENTS * STEPS
 logging.getLogger("torchrl").setLevel(logging.WARNING)

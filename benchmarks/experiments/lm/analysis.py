@@ -14,6 +14,7 @@ RUNS = RESULTS / "lm"
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- table -->\n", "<!-- end -->"
 SAFE = LRS[0]  # every warmup, and none, bears this one
+OTHERS = [arm for arm in ARMS if arm not in (ADAPTIVE, MATCHED)]
 Losses = dict[tuple[str, float], float]  # the final loss by arm and peak lr
 
 
@@ -41,13 +42,17 @@ def worst(losses: Losses, arm: str) -> float:
     return max(losses[arm, lr] for lr in LRS) - best_fixed(losses)
 
 
+def above_others(losses: Losses) -> float:
+    """The adaptive arm's mean over the peak lrs, less that of the best other one."""
+    return over_lrs(losses, ADAPTIVE) - min(over_lrs(losses, arm) for arm in OTHERS)
+
+
 def summary(seeds: list[Losses], means: Losses) -> list[Claim]:
     """One entry a claim: of the losses' mean over the seeds, and the least and the greatest of any one seed."""
-    others = [arm for arm in ARMS if arm not in (ADAPTIVE, MATCHED)]
     return [
         _claim(
             "mean final loss over the peak lrs, less that of the best fixed ratio or RAdam",
-            0.0, seeds, means, lambda losses: over_lrs(losses, ADAPTIVE) - min(over_lrs(losses, arm) for arm in others),
+            0.0, seeds, means, above_others,
         ),
         _claim(
             "worst final loss over the peak lrs, less that of the best fixed run in hindsight",
@@ -70,14 +75,18 @@ def _claim(claim: str, target: float, seeds: list[Losses], means: Losses, figure
     return entry(claim, target, value, [min(values), max(values)], met, seeds=len(seeds))
 
 
-def table(means: Losses, count: int) -> str:
-    """Markdown: a row for each arm."""
+def table(seeds: list[Losses], means: Losses) -> str:
+    """Markdown: a row for each arm; then what their means do not show, the seeds and the peak lrs one by one."""
     names = ("final loss by peak lr", *(f"{lr:g}" for lr in LRS), "mean", "worst above the best fixed run")
     rows = []
-    for arm in (*(arm for arm in ARMS if arm not in (ADAPTIVE, MATCHED)), MATCHED, ADAPTIVE):
+    for arm in (*OTHERS, MATCHED, ADAPTIVE):
         cells = [f"{means[arm, lr]:.3f}" for lr in LRS]
         rows.append((arm, *cells, f"{over_lrs(means, arm):.3f}", f"{worst(means, arm):.2f}"))
-    return markdown(names, rows) + f"\nMeans over {plural(count, 'seed')}.\n"
+    by_seed = ", ".join(f"{above_others(losses):+.3f}" for losses in seeds)
+    by_lr = ", ".join(f"{means[ADAPTIVE, lr] - min(means[arm, lr] for arm in OTHERS):+.3f}" for lr in LRS)
+    words = f"Means over {plural(len(seeds), 'seed')}. The adaptive arm less the best of those above its control:\n"
+    words += f"{by_seed} by seed, in the mean over the peak lrs; {by_lr} by peak lr.\n"
+    return f"{markdown(names, rows)}\n{words}"
 
 
 def rebuilt() -> dict[Path, str]:
@@ -89,7 +98,7 @@ def rebuilt() -> dict[Path, str]:
     readme = README.read_text(encoding="utf-8")
     return {
         RUNS / "summary.json": summary_file(summary(seeds, means)),
-        README: between(readme, BEGIN, END, table(means, len(seeds))),
+        README: between(readme, BEGIN, END, table(seeds, means)),
     }
 
 

@@ -1,11 +1,14 @@
-"""Trains a small character-level language model on Python's own sources, a run a cell of the sweep. Resumable."""
+"""Trains a small character-level language model on Python's own sources, a run a cell of the sweep. Resumable.
+
+python -m benchmarks.experiments.lm.run
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
-
-sys.path.insert(0, str(Path(__file__).parents[3]))  # run as a script, it does not find what stands beside it
 from benchmarks.experiments.lm.sweep import ADAPTIVE, FIXED, MATCHED, RADAM, STEPS, cells
+from benchmarks.rebuilding import RESULTS
 
-RUNS = Path(__file__).parents[2] / "results" / "lm" / "runs.jsonl"
+RUNS = RESULTS / "lm" / "runs.jsonl"
 TOKENS, BATCH = 64, 16
 EVERY = 10  # of the steps whose loss and lr are kept
 CELL = ("arm", "lr", "seed")
@@ -99,11 +101,12 @@ def train(
 
 def main() -> None:
     """Run what is not yet in the results, in the sweep's order."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     words: Any = transformers_logging
     words.set_verbosity_error()
     data, mean_lrs = texts(), dict[tuple[float, int], float]()
-    done = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+    done = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.exists() else []
     for cell in cells():
         key = (cell["lr"], cell["seed"])
         run = next((run for run in done if all(run[name] == cell[name] for name in CELL)), None)
@@ -113,7 +116,7 @@ def main() -> None:
                 run = cell | train(arm, 2.0 * mean_lrs[key], seed, data, None)
             else:
                 run = cell | train(arm, lr, seed, data, AdaptiveWarmupCallback() if arm == ADAPTIVE else None)
-            with RUNS.open("a") as file:
+            with RUNS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(run) + "\n")
             print(f"{cell}: {run['final']:.3f}", flush=True)
         if cell["arm"] == ADAPTIVE:

@@ -49,10 +49,13 @@ def table(cpu: Seconds, wall: Seconds) -> str:
     rows = []
     for epochs in (1, 4):
         for side, name in SHOWN.items():
+            times = ratios(cpu, epochs, "trl", side)
             taken = [median([v for (_, e, s), v in found.items() if (e, s) == (epochs, side)]) for found in (cpu, wall)]
             cells = [f"{taken[0]:.2f}", f"{taken[1]:.2f}", f"{TOKENS / taken[0]:.0f}"]
+            cells.append(f"{median(times):.2f} ({min(times):.2f} to {max(times):.2f})")
             rows.append((f"{epochs} x 2", name, *cells))
-    return markdown(("epochs x mini-batches", "side", "CPU s a step", "wall s", "tokens a CPU second"), rows)
+    names = ("epochs x mini-batches", "side", "CPU s a step", "wall s", "tokens a CPU second", "over TRL's")
+    return markdown(names, rows)
 
 
 def rebuilt() -> dict[Path, str]:

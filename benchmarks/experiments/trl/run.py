@@ -11,7 +11,6 @@ import argparse
 import json
 import tempfile
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +24,9 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from adaptive_warmup.integrations.huggingface import AdaptiveWarmupCallback
 from adaptive_warmup.integrations.ppo_trainer import PPOConfig, PPOTrainer
 from benchmarks.experiments.trl.sweep import ADAPTIVE, ARMS, FIXED, NOMINAL, RUINOUS, STEPS, cells
+from benchmarks.rebuilding import RESULTS
 
-RUNS = Path(__file__).parents[2] / "results" / "trl" / "runs.jsonl"
+RUNS = RESULTS / "trl" / "runs.jsonl"
 BATCH, GENERATIONS, LENGTH = 32, 8, 8
 TAUGHT, MISTAKES = 300, 0.5
 # Of each trainer: its class, its settings' class, what it is set to beside what all are, and its name of the reward.
@@ -122,17 +122,19 @@ def main() -> None:
     words.set_verbosity_error()
     if options.tried:
         arm, lr, seed = options.tried
+        if arm not in ARMS:
+            parser.error(f"--try {arm!r}: give one of {', '.join(map(repr, ARMS))}")
         for kind in options.trainers:
-            rewards = train(kind, ARMS[ARMS.index(arm)], float(lr), int(seed))
+            rewards = train(kind, arm, float(lr), int(seed))
             print(f"{kind} {arm} {lr}: area {sum(rewards) / STEPS:.3f}, end {sum(rewards[-10:]) / 10:.3f}", flush=True)
         return
-    done = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+    done = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.exists() else []
     known = [{name: run[name] for name in ("trainer", "arm", "lr", "seed")} for run in done]
     todo = [cell for cell in cells() if cell not in known and cell["trainer"] in options.trainers]
     RUNS.parent.mkdir(parents=True, exist_ok=True)
     for cell in tqdm(todo, unit="run"):
         rewards = train(cell["trainer"], cell["arm"], cell["lr"], cell["seed"])
-        with RUNS.open("a") as file:
+        with RUNS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(cell | {"rewards": [round(reward, 4) for reward in rewards]}) + "\n")
 
 
