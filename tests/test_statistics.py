@@ -94,6 +94,17 @@ def test_a_value_counts_as_five_deviations_out_at_most() -> None:
     assert level.update(1e9).level - level.level == pytest.approx(0.25 * 5 * math.sqrt(0.5))
 
 
+@pytest.mark.parametrize(("rise", "noise"), [(0.01, 0.003), (0.01, 0.008), (0.005, 0.003), (0.02, 0.01), (0.05, 0.001)])
+def test_the_level_keeps_up_with_a_series_that_rises_by_more_than_its_noise(rise: float, noise: float) -> None:
+    draws, level = random.Random(0), Level()
+    for score in [min(rise * step, 1.0) for step in range(round(1.0 / rise) + 30)]:
+        level = level.update(score + draws.gauss(0.0, noise))
+    assert level.level == pytest.approx(1.0, abs=0.02)
+    for _ in range(10):
+        level = level.update(0.65 + draws.gauss(0.0, noise))
+    assert level.drop > 4.0
+
+
 def test_a_drop_is_told_from_the_ninth_value_on() -> None:
     level = Level()
     for _ in range(7):
