@@ -83,15 +83,17 @@ class Level(NamedTuple):
     def update(self, x: float) -> Level:
         """Take in one value; one far outside the noise counts as one just outside.
 
-        But where the one before was far above as well, the series rises, and a value may lie above that one by as much.
-        Else the noise, learned from what counts, would shrink, and so would what counts, and the level stay behind.
+        But where the one before was far out as well, on the same side, the series moves, and a value may lie beyond
+        that one by as much. Else the noise, learned from what counts, would shrink, and so would what counts, and the
+        level stay behind.
         """
         if not self.count:
             return Level(x, x, x, x, 0.0, 1)
         reach = _OUTLIER * math.sqrt(self.variance)
         if self.count >= _SETTLED and reach > 0.0:
-            rises = self.last > self.level + 0.5 * reach  # the level itself has gone a part of the way since then
-            x = min(max(x, self.level - reach), (self.last if rises else self.level) + reach)
+            far = abs(self.last - self.level) > 0.5 * reach  # the level itself has gone a part of the way since then
+            before = self.last if far else self.level
+            x = min(max(x, min(before, self.level) - reach), max(before, self.level) + reach)
         step, count = x - self.last, self.count + 1
         variance, (turns, turns_count) = _noise(self.variance, step, self.count), self._turned(step)
         level = self.level + max(_LEVEL, 1.0 / count) * (x - self.level)

@@ -100,9 +100,17 @@ def test_the_level_keeps_up_with_a_series_that_rises_by_more_than_its_noise(rise
     for score in [min(rise * step, 1.0) for step in range(round(1.0 / rise) + 30)]:
         level = level.update(score + draws.gauss(0.0, noise))
     assert level.level == pytest.approx(1.0, abs=0.02)
-    for _ in range(10):
-        level = level.update(0.65 + draws.gauss(0.0, noise))
+
+
+@pytest.mark.parametrize(("fall", "noise", "within"), [(0.3, 0.001, 17), (0.01, 0.001, 11), (0.01, 0.03, 10)])
+def test_a_fall_is_found_also_where_it_is_far_more_than_the_noise(fall: float, noise: float, within: int) -> None:
+    draws, level = random.Random(0), Level()
+    for step in range(200):
+        level = level.update(min(1.0, 0.3 + 0.005 * step) + draws.gauss(0.0, noise))
+    for step in range(within):
+        level = level.update(max(0.0, 1.0 - fall * (step + 1)) + draws.gauss(0.0, noise))
     assert level.drop > 4.0
+    assert level.lost > 0.1
 
 
 def test_a_drop_is_told_from_the_ninth_value_on() -> None:
