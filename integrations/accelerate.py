@@ -55,6 +55,9 @@ class AcceleratedWarmup:
         warmup_steps: int | Sequence[int] | None = None,
         **settings: Any,
     ) -> None:
+        if not isinstance(accelerator, Accelerator):
+            kind = type(accelerator).__name__
+            raise TypeError(f"accelerator is a {kind}: give the Accelerator first, then the optimizer")
         if getattr(accelerator.state, "deepspeed_plugin", None):
             raise ValueError("distributed_type is DEEPSPEED, whose engine steps schedulers: AcceleratedWarmup cannot.")
         if isinstance(target, Optimizer):

@@ -102,6 +102,8 @@ def test_what_is_wrong_fails_where_it_comes_in() -> None:
     _, optimizer, scheduler = parts(accelerator)
     with pytest.raises(TypeError, match="approx_kl"):
         scheduler.observe(approx_kl=0.1)
+    with pytest.raises(TypeError, match="accelerator is a AcceleratedOptimizer: give the Accelerator first"):
+        AcceleratedWarmup(optimizer, optimizer, 4)
     with pytest.raises(TypeError, match="wrap before `prepare`"):
         AcceleratedWarmup(accelerator, accelerator.prepare(CosineAnnealingLR(optimizer, 3)), 4)
 
